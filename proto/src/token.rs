@@ -1,0 +1,1 @@
+//! Claims of the bearer token and their verification.

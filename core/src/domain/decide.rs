@@ -22,9 +22,14 @@ pub enum Rejection {
     NotRunning,
 }
 
-/// Id of a reply that may be started along with a decision.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NextReply(pub MessageId);
+/// A reply that may be started along with a decision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NextReply {
+    /// Its id.
+    pub id: MessageId,
+    /// The model that answers: the selected one, or what stands in for one that was removed.
+    pub model: String,
+}
 
 /// How a running reply ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +66,7 @@ pub fn send(
     answers.push(message.id);
     let mut entries = vec![EntryKind::Message(message)];
     if let (true, None, Some(next)) = (wants_reply, &state.running, next) {
-        entries.push(start(state, next, answers));
+        entries.push(start(next, answers));
     }
     Ok(entries)
 }
@@ -69,7 +74,7 @@ pub fn send(
 /// What waits is answered; empty when nothing does.
 #[must_use]
 pub fn answer(state: &SessionState, next: NextReply) -> Vec<EntryKind> {
-    if state.needs_reply() { vec![start(state, next, state.unanswered.clone())] } else { Vec::new() }
+    if state.needs_reply() { vec![start(next, state.unanswered.clone())] } else { Vec::new() }
 }
 
 /// The running reply ends; what was sent meanwhile is answered by one reply that starts in the same append.
@@ -89,7 +94,7 @@ pub fn finish_reply(
         && state.ended.is_none()
         && state.responder == Responder::Assistant
     {
-        entries.push(start(state, next, state.unanswered.clone()));
+        entries.push(start(next, state.unanswered.clone()));
     }
     Ok(entries)
 }
@@ -115,24 +120,24 @@ pub fn end(
     }
     if !state.unanswered.is_empty() && state.responder == Responder::Assistant {
         let started_seq = state.head + entries.len() as u64 + 1;
-        let started = start(state, next, state.unanswered.clone());
-        entries.push(started);
+        let (id, model) = (next.id, next.model.clone());
+        entries.push(start(next, state.unanswered.clone()));
         entries.push(EntryKind::ReplyFinished(ReplyFinished {
-            id: next.0,
+            id,
             started_seq,
             text: String::new(),
             finish: FinishReason::Cancelled,
             usage: Usage::default(),
             provider_request_id: None,
-            model: state.model.clone(),
+            model,
         }));
     }
     entries.push(EntryKind::Ended { by, reason });
     Ok(entries)
 }
 
-fn start(state: &SessionState, next: NextReply, answers: Vec<MessageId>) -> EntryKind {
-    EntryKind::ReplyStarted(ReplyStarted { id: next.0, model: state.model.clone(), answers, supersedes: None })
+fn start(next: NextReply, answers: Vec<MessageId>) -> EntryKind {
+    EntryKind::ReplyStarted(ReplyStarted { id: next.id, model: next.model, answers, supersedes: None })
 }
 
 fn finish(running: &RunningReply, ending: Ending) -> EntryKind {
@@ -175,8 +180,12 @@ mod tests {
         }
     }
 
+    fn new_reply() -> NextReply {
+        NextReply { id: MessageId::generate(), model: "demo".into() }
+    }
+
     fn next() -> Option<NextReply> {
-        Some(NextReply(MessageId::generate()))
+        Some(new_reply())
     }
 
     fn ending(finish: FinishReason) -> Ending {
@@ -283,8 +292,8 @@ mod tests {
                         Some(id) => finish_reply(&state, id, ending(reason), next()),
                         None => Err(Rejection::NotRunning),
                     },
-                    Step::Answer => Ok(answer(&state, NextReply(MessageId::generate()))),
-                    Step::End => end(&state, None, EndReason::Idle, || ending(FinishReason::Cancelled), NextReply(MessageId::generate())),
+                    Step::Answer => Ok(answer(&state, new_reply())),
+                    Step::End => end(&state, None, EndReason::Idle, || ending(FinishReason::Cancelled), new_reply()),
                 };
                 if let Ok(kinds) = decided {
                     append(&mut state, &mut log, kinds);

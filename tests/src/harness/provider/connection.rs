@@ -24,6 +24,8 @@ enum End {
     Left,
     /// A step closed the connection without ending the body.
     Cut,
+    /// A step asked for a reset.
+    Reset,
 }
 
 pub(super) async fn serve(socket: TcpStream, state: Arc<State>) {
@@ -34,8 +36,11 @@ pub(super) async fn serve(socket: TcpStream, state: Arc<State>) {
     let Ok(Some(request)) = read_request(&mut reader).await else { return };
     let script = if request.path.ends_with("/chat/completions") { state.take(request) } else { models() };
     let mut answer = Answer { reader, write };
-    if let Ok(End::Left) | Err(_) = answer.follow(script).await {
-        state.left.send_modify(|count| *count += 1);
+    match answer.follow(script).await {
+        Ok(End::Through | End::Cut) => {}
+        // A dropped half would say the end of the stream in good order first.
+        Ok(End::Reset) => answer.write.forget(),
+        Ok(End::Left) | Err(_) => state.left.send_modify(|count| *count += 1),
     }
 }
 
@@ -79,7 +84,7 @@ impl Answer {
         for step in &script.before_head {
             match self.step(step).await? {
                 End::Through => {}
-                end @ (End::Left | End::Cut) => return Ok(end),
+                end @ (End::Left | End::Cut | End::Reset) => return Ok(end),
             }
         }
         let mut head =
@@ -92,7 +97,7 @@ impl Answer {
         for step in &script.steps {
             match self.step(step).await? {
                 End::Through => {}
-                end @ (End::Left | End::Cut) => return Ok(end),
+                end @ (End::Left | End::Cut | End::Reset) => return Ok(end),
             }
         }
         self.write.write_all(b"0\r\n\r\n").await?;
@@ -120,7 +125,7 @@ impl Answer {
             Step::Reset => {
                 let socket: &TcpStream = self.write.as_ref();
                 socket.set_zero_linger()?;
-                Ok(End::Cut)
+                Ok(End::Reset)
             }
             Step::Truncate => Ok(End::Cut),
         }

@@ -1,0 +1,290 @@
+//! Where sessions are kept. The traits' text is the contract; `conformance` tests it against every implementation.
+//!
+//! A store sees sealed bytes, ids, owners, numbers and times; never text. It knows nothing of rooms, replies or providers:
+//! it keeps what it is given, atomically where the contract says so, and says truthfully whether it did.
+
+#[cfg(test)]
+mod conformance;
+pub mod error;
+pub mod sqlite;
+
+use async_trait::async_trait;
+use chatbox_proto::ids::{MessageId, SessionId};
+
+pub use self::error::{StoreError, StoreErrorKind};
+use crate::domain::{entry::Seq, time::Timestamp};
+
+/// Names one attempt to append, so that an attempt whose outcome is unknown can be looked up.
+pub type AppendId = [u8; 16];
+/// Names one run of one core process.
+pub type BootId = [u8; 16];
+/// A keyed hash; the store compares it and learns nothing from it.
+pub type KeyedHash = [u8; 16];
+
+/// A session to be made.
+#[derive(Debug, Clone)]
+pub struct NewSession {
+    /// Its id.
+    pub id: SessionId,
+    /// Subject of the token, at most 255 bytes.
+    pub owner: String,
+    /// Which of the owner's slots it may take.
+    pub slot: SlotRule,
+    /// The session's data key, wrapped.
+    pub wrapped_key: Vec<u8>,
+    /// When.
+    pub created_at: Timestamp,
+    /// Idempotency of the call that makes it: unique per owner.
+    pub request: Option<RequestKey>,
+    /// The folded state of the empty log.
+    pub derived: Derived,
+}
+
+/// Which slot a new session may take. A slot is held by one active session and freed when it ends; that is how "at most N
+/// active sessions per owner" holds under races.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlotRule {
+    /// Slot 0 only: concurrent first opens meet there.
+    First,
+    /// The lowest free one of `0..n`.
+    AnyOf(u32),
+    /// None: the number is not limited.
+    Unlimited,
+}
+
+/// Idempotency of a call: the same id with the same content is the same call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestKey {
+    /// The caller's `request_id`, hashed with the owner.
+    pub id: KeyedHash,
+    /// The other fields, hashed.
+    pub content: KeyedHash,
+}
+
+/// What became of [`SessionStore::create_session`].
+#[derive(Debug, Clone)]
+pub enum Created {
+    /// It was made.
+    New(Header),
+    /// No slot was free; this is the active session in the owner's lowest slot.
+    SlotTaken(Header),
+    /// The same call made this session before.
+    Repeated(Header),
+    /// The request id was used before with other content.
+    RequestReused,
+}
+
+/// A session without its log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// Its id.
+    pub id: SessionId,
+    /// Subject of the token that made it.
+    pub owner: String,
+    /// The slot it holds; `None` when ended or not limited.
+    pub slot: Option<u32>,
+    /// The session's data key, wrapped.
+    pub wrapped_key: Vec<u8>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// The folded state, possibly behind the log: opening a session is this plus the tail of the log.
+    pub derived: Derived,
+}
+
+/// The folded state of a session as of `applied_seq`, with the columns that lists need. Replaced as a whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Derived {
+    /// The last entry it contains.
+    pub applied_seq: Seq,
+    /// The state, sealed.
+    pub state: Vec<u8>,
+    /// When the last entry was written; creation time for an empty log.
+    pub last_activity: Timestamp,
+    /// It takes no more messages.
+    pub ended: bool,
+    /// A reply runs or a message waits for one: somebody has to look after it after a crash.
+    pub unfinished: bool,
+}
+
+/// One append: one document of 1..n entries, all or none.
+#[derive(Debug, Clone)]
+pub struct Append {
+    /// The session.
+    pub session_id: SessionId,
+    /// Random; names this attempt.
+    pub append_id: AppendId,
+    /// The head that the decision was made against.
+    pub expected_head: Seq,
+    /// Number of entries, at least 1.
+    pub count: u32,
+    /// The entries, sealed.
+    pub sealed: Vec<u8>,
+    /// The messages among them that have a client message id.
+    pub messages: Vec<MessageKey>,
+    /// Frees the session's slot.
+    pub ends_session: bool,
+    /// Companion: the folded state after the append.
+    pub derived: Derived,
+    /// Companion: the row of a reply that starts here.
+    pub reply_started: Option<ReplyRow>,
+    /// Companion: removes the row of a reply that ends here.
+    pub reply_finished: Option<MessageId>,
+}
+
+/// What makes a send idempotent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MessageKey {
+    /// Hash over sender and client message id; unique per session.
+    pub key: KeyedHash,
+    /// Hash over the content.
+    pub content: KeyedHash,
+    /// The message.
+    pub message_id: MessageId,
+    /// Its entry.
+    pub seq: Seq,
+}
+
+/// What became of [`SessionStore::append`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Appended {
+    /// Durable; the new head.
+    Done(Seq),
+    /// Nothing was written: the head is another one, or a message key exists already. Which of the two is found out by
+    /// reading, never from an error.
+    Conflict,
+}
+
+/// One document of the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogDocument {
+    /// Number of its first entry.
+    pub first_seq: Seq,
+    /// Number of entries.
+    pub count: u32,
+    /// The entries, sealed.
+    pub sealed: Vec<u8>,
+}
+
+/// A running reply: its lease and its checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplyRow {
+    /// The session.
+    pub session_id: SessionId,
+    /// The reply.
+    pub message_id: MessageId,
+    /// The entry that started it.
+    pub started_seq: Seq,
+    /// The process that runs it.
+    pub boot_id: BootId,
+    /// How often it was renewed: others judge a reply dead when this stands still.
+    pub renewals: u64,
+    /// The text so far, sealed; empty before the first checkpoint.
+    pub checkpoint: Vec<u8>,
+}
+
+/// Which of an owner's sessions to list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionQuery {
+    /// The owner.
+    pub owner: String,
+    /// Only ended ones, or only active ones.
+    pub ended: Option<bool>,
+    /// Only those after this position of the order.
+    pub after: Option<(Timestamp, SessionId)>,
+    /// At most this many, at least 1.
+    pub limit: u32,
+}
+
+/// Sessions and their logs.
+///
+/// All methods are cancel-safe in this sense: a dropped future leaves either everything of the call or nothing, and the
+/// caller does not know which. Errors of kind [`StoreErrorKind::OutcomeUnknown`] say the same.
+#[async_trait]
+pub trait SessionStore: Send + Sync + std::fmt::Debug + 'static {
+    /// Makes a session, durably. `request` is looked up before the slot is.
+    async fn create_session(&self, new: NewSession) -> Result<Created, StoreError>;
+
+    /// The header of a session; `None` when there is none. Reads what was acknowledged before the call began.
+    async fn session(&self, id: SessionId) -> Result<Option<Header>, StoreError>;
+
+    /// The owner's active session with the latest activity (ties: the larger id).
+    async fn active_session(&self, owner: &str) -> Result<Option<Header>, StoreError>;
+
+    /// Sessions of an owner, latest activity first, ties by larger id first.
+    async fn list_sessions(&self, query: SessionQuery) -> Result<Vec<Header>, StoreError>;
+
+    /// Appends one document if the head is `expected_head` and no message key exists, durably: after `Done` no crash
+    /// loses it. The document, its message keys and the slot are one atomic change.
+    ///
+    /// The companions (`derived`, `reply_started`, `reply_finished`) may be applied after the document and may be lost by
+    /// a crash in between; `derived` only replaces an older one. Readers must cope, and the next opener repairs.
+    ///
+    /// Appends of different sessions may be written as a group; each has its own verdict. A session that does not exist
+    /// is a `Conflict`.
+    async fn append(&self, append: Append) -> Result<Appended, StoreError>;
+
+    /// The head after the append with this id, if it was written: resolves an unknown outcome. The answer is final: after
+    /// `None`, the attempt can no longer be written.
+    async fn find_append(&self, session_id: SessionId, append_id: AppendId) -> Result<Option<Seq>, StoreError>;
+
+    /// The message with this key.
+    async fn find_message(&self, session_id: SessionId, key: KeyedHash) -> Result<Option<MessageKey>, StoreError>;
+
+    /// The number of the last entry, 0 for an empty log or an unknown session. Never older than what was acknowledged
+    /// before the call began.
+    async fn head(&self, session_id: SessionId) -> Result<Seq, StoreError>;
+
+    /// Heads of many sessions in one read, in any order; unknown ones are left out.
+    async fn heads(&self, sessions: &[SessionId]) -> Result<Vec<(SessionId, Seq)>, StoreError>;
+
+    /// Documents that hold entries above `after`, oldest first, until at least `limit` entries above `after` are in them or
+    /// the log ends. The first document may begin at or before `after`.
+    async fn read_after(&self, session_id: SessionId, after: Seq, limit: u32) -> Result<Vec<LogDocument>, StoreError>;
+
+    /// Documents that hold entries below `before`, newest first, until at least `limit` entries below `before` are in them
+    /// or the log ends. The first document may reach `before` and beyond.
+    async fn read_before(&self, session_id: SessionId, before: Seq, limit: u32)
+    -> Result<Vec<LogDocument>, StoreError>;
+
+    /// Replaces the folded state if its `applied_seq` is still `expected` and the new one's is not smaller; says whether it
+    /// did.
+    async fn replace_derived(&self, session_id: SessionId, expected: Seq, derived: Derived)
+    -> Result<bool, StoreError>;
+
+    /// Sessions whose `derived.unfinished` is set, in the order of their ids, above `after`.
+    async fn unfinished_sessions(&self, after: Option<SessionId>, limit: u32) -> Result<Vec<SessionId>, StoreError>;
+
+    /// The row of the session's running reply; the one with the largest `started_seq` should there be more.
+    async fn reply_row(&self, session_id: SessionId) -> Result<Option<ReplyRow>, StoreError>;
+
+    /// Renews the row of a running reply and replaces its checkpoint, if the row still has `boot_id` and
+    /// `renewals == expected`; adds one to `renewals`; says whether it did. Not necessarily durable.
+    async fn renew_reply(
+        &self,
+        message_id: MessageId,
+        boot_id: BootId,
+        expected: u64,
+        checkpoint: Vec<u8>,
+    ) -> Result<bool, StoreError>;
+
+    /// Raises how far a participant has read; a smaller number changes nothing. May be lost by a crash within a second.
+    async fn mark_read(&self, session_id: SessionId, user_id: &str, seq: Seq) -> Result<(), StoreError>;
+
+    /// How far each participant has read, by user id, at most 100.
+    async fn read_marks(&self, session_id: SessionId) -> Result<Vec<(String, Seq)>, StoreError>;
+
+    /// A small value of the installation, such as the self-test of the key ring.
+    async fn installation_value(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Sets such a value unless there is one, durably; returns the one that is there then.
+    async fn init_installation_value(&self, name: &str, value: Vec<u8>) -> Result<Vec<u8>, StoreError>;
+
+    /// Whether foreign boot ids may be alive: several cores share the store. When not, they are dead at start.
+    fn is_shared(&self) -> bool;
+
+    /// Answers when the store can serve reads and writes.
+    async fn ping(&self) -> Result<(), StoreError>;
+
+    /// Finishes what was accepted and releases everything. Idempotent; calls after it fail as `Unavailable`.
+    async fn close(&self);
+}

@@ -21,7 +21,7 @@ use crate::{
     session::{QueueLimits, Sessions},
 };
 
-/// Many small unread DATA frames end a whole channel with ENHANCE_YOUR_CALM; the budget grows with this window, so it is
+/// Many small unread DATA frames end a whole channel with `ENHANCE_YOUR_CALM`; the budget grows with this window, so it is
 /// generous, and never adaptive.
 const CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
 const STREAM_WINDOW: u32 = 1024 * 1024;
@@ -87,7 +87,7 @@ pub struct GrpcServer {
 }
 
 impl GrpcServer {
-    /// With its services; health is NOT_SERVING until [`set_ready`](Self::set_ready).
+    /// With its services; health is `NOT_SERVING` until [`set_ready`](Self::set_ready).
     #[must_use]
     pub fn new(services: Services, tls: Option<ServerTlsConfig>) -> Self {
         Self { services, health: HealthReporter::new(), tls }

@@ -2,7 +2,10 @@
 //!
 //! Imports go downward only: `main → app → grpc → session → {llm, store, seal} → domain → chatbox_proto`.
 
+pub mod config;
 pub mod domain;
 pub mod llm;
+pub mod metrics;
 pub mod seal;
 pub mod store;
+pub mod telemetry;

@@ -2,6 +2,7 @@
 //!
 //! Imports go downward only: `main → app → grpc → session → {llm, store, seal} → domain → chatbox_proto`.
 
+pub mod config;
 pub mod domain;
 pub mod grpc;
 pub mod llm;
@@ -9,3 +10,4 @@ pub mod metrics;
 pub mod seal;
 pub mod session;
 pub mod store;
+pub mod telemetry;

@@ -15,8 +15,6 @@ const MAX_UPSTREAM_MODEL: usize = 200;
 const MAX_SYSTEM_PROMPT: ByteSize = ByteSize::kib(32);
 /// Everything of a frame but its text: ids, and the escapes of JSON are the edge's affair.
 const FRAME_OVERHEAD: u64 = 1_024;
-/// A row that may be renewed late once or twice must not look dead.
-const LAPSE_CHECKPOINTS: u32 = 4;
 
 impl Config {
     /// Every mistake, each naming its setting and none showing a secret.
@@ -145,15 +143,10 @@ impl Config {
             &[
                 ("session.heartbeat", session.heartbeat, ms(100), 5 * MINUTE),
                 ("session.checkpoint", session.checkpoint, ms(50), ms(10_000)),
-                ("session.reply_lapse", session.reply_lapse, ms(1_000), 5 * MINUTE),
-                ("session.idle_end", session.idle_end, MINUTE, 8_760 * HOUR),
                 ("session.expiry_warning", session.expiry_warning, Duration::ZERO, HOUR),
             ],
             mistakes,
         );
-        if session.reply_lapse < session.checkpoint.saturating_mul(LAPSE_CHECKPOINTS) {
-            mistakes.push("session.reply_lapse: must be at least four times session.checkpoint".to_owned());
-        }
     }
 
     fn check_limits(&self, mistakes: &mut Vec<String>) {

@@ -33,13 +33,6 @@ pub struct SessionConfig {
     /// A reply's row is renewed and its text saved this often while it makes progress: 50 ms to 10 s. Default 500 ms.
     #[serde(with = "settings::duration")]
     pub checkpoint: Duration,
-    /// A reply whose row was not renewed for this long is dead: 1 s to 5 min, and at least four times `checkpoint`.
-    /// Default 10 s.
-    #[serde(with = "settings::duration")]
-    pub reply_lapse: Duration,
-    /// A session without any activity ends after this: 1 min to 8,760 h. Default 24 h.
-    #[serde(with = "settings::duration")]
-    pub idle_end: Duration,
     /// How long before its expiry a token is announced to expire: 0 s to 1 h. Default 60 s.
     #[serde(with = "settings::duration")]
     pub expiry_warning: Duration,
@@ -59,8 +52,6 @@ impl Default for SessionConfig {
             append_rounds: 8,
             heartbeat: Duration::from_secs(15),
             checkpoint: Duration::from_millis(500),
-            reply_lapse: Duration::from_secs(10),
-            idle_end: Duration::from_secs(24 * 3600),
             expiry_warning: Duration::from_secs(60),
         }
     }

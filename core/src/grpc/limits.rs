@@ -33,7 +33,8 @@ impl StreamsByUser {
         let mut counts = self.counts();
         let count = counts.entry(user_id.to_owned()).or_insert(0);
         if *count >= self.limit {
-            let failure = Failure::new(ErrorCode::ResourceExhausted, "TOO_MANY_STREAMS", "too many streams of this user");
+            let failure =
+                Failure::new(ErrorCode::ResourceExhausted, "TOO_MANY_STREAMS", "too many streams of this user");
             return Err(failure.retry_after(Duration::from_secs(1)));
         }
         *count += 1;

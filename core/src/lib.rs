@@ -4,8 +4,10 @@
 
 pub mod config;
 pub mod domain;
+pub mod grpc;
 pub mod llm;
 pub mod metrics;
 pub mod seal;
+pub mod session;
 pub mod store;
 pub mod telemetry;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
 
-use super::tokens::{estimate_prompt_tokens, text_tokens};
+use super::tokens::{estimate_prompt_tokens, estimate_tokens};
 use super::{Chunk, ChunkStream, Prompt, PromptRole, Provider, ProviderError};
 use crate::domain::entry::{FinishReason, Usage};
 
@@ -119,20 +119,15 @@ fn chunks(answer: &str, prompt_tokens: u64, max_output_tokens: u32) -> Vec<Chunk
     let mut chunks = Vec::new();
     // The white space after a word belongs to it, so that the pieces joined are the text.
     for word in answer.split_inclusive(char::is_whitespace) {
-        let cost = text_tokens(word.len());
-        if tokens + cost > max_output_tokens {
+        let cost = estimate_tokens(word);
+        if tokens + cost > u64::from(max_output_tokens) {
             finish = FinishReason::Length;
             break;
         }
         tokens += cost;
         chunks.push(Chunk::Text(word.to_owned()));
     }
-    chunks.push(Chunk::Usage(Usage {
-        prompt_tokens,
-        completion_tokens: tokens.into(),
-        cached_tokens: 0,
-        estimated: true,
-    }));
+    chunks.push(Chunk::Usage(Usage { prompt_tokens, completion_tokens: tokens, cached_tokens: 0, estimated: true }));
     chunks.push(Chunk::Finished(finish));
     chunks
 }

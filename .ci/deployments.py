@@ -5,6 +5,8 @@
     deployments.py --self-test    show that each rule finds what it is for
 """
 
+import base64
+import hashlib
 import os
 import re
 import shutil
@@ -122,12 +124,10 @@ def check_workflow(root):
 def check_prerequisites(root):
     """The deploy check refuses an empty folder of secrets and placeholders, and takes real ones."""
     path = "deployments/check.py"
-    good = {
-        "CHATBOX_TOKEN_SECRET": "9pYb3mQx7LrT2vWc8KdF5hJnZsGa4EuM",
-        "CHATBOX_CORE_KEYS_K1": "q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA=",
-    }
+    random = [base64.b64encode(hashlib.sha256(name.encode()).digest()).decode() for name in ("one", "two", "cut")]
+    good = {"CHATBOX_TOKEN_SECRET": random[0], "CHATBOX_CORE_KEYS_K1": random[1]}
     cases = [(good, 0), ({}, 1), ({**good, "CHATBOX_TOKEN_SECRET": "PLACEHOLDER" * 4}, 1)]
-    cases += [({**good, "CHATBOX_CORE_KEYS_K1": "c2hvcnQga2V5IDEyMw=="}, 1)]
+    cases += [({**good, "CHATBOX_CORE_KEYS_K1": random[2][:24]}, 1)]
     with tempfile.TemporaryDirectory() as folder:
         # Without the secrets that this machine may have.
         for name in ("compose.yaml", "core.toml", "edge.toml"):

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
 use super::{
-    auth::{Authenticator, session_caller},
+    auth::Authenticator,
     convert::{self, ClientFrame, Open},
 };
 use crate::{

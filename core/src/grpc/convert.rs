@@ -60,11 +60,7 @@ pub(super) fn frame(request: ChatRequest, sender: Option<&Sender>) -> Result<Cli
 
 /// The answer to a frame that needs an open stream.
 pub(super) fn not_open() -> Failure {
-    Failure::new(
-        chatbox_proto::error_code::ErrorCode::FailedPrecondition,
-        "NOT_OPEN",
-        "the first frame must be open",
-    )
+    Failure::new(chatbox_proto::error_code::ErrorCode::FailedPrecondition, "NOT_OPEN", "the first frame must be open")
 }
 
 fn open(frame: request::Open) -> Result<Open, Failure> {

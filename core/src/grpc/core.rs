@@ -1,6 +1,6 @@
 //! `ChatCore`: who calls, convert, call, convert.
 
-use std::pin::Pin;
+use std::{pin::Pin, sync::Arc};
 
 use bytes::Bytes;
 use chatbox_proto::{
@@ -22,7 +22,7 @@ use crate::{
         entry::{Sender, Seq},
         time::Timestamp,
     },
-    llm::Models,
+    llm::registry::Models,
     metrics::Metrics,
     seal::TokenSealer,
     session::{Queue, QueueLimits, QueueStream, Sessions},
@@ -34,7 +34,7 @@ pub(super) struct CoreService {
     pub(super) sessions: Sessions,
     pub(super) models: Models,
     pub(super) authenticator: Authenticator,
-    pub(super) sealer: TokenSealer,
+    pub(super) sealer: Arc<TokenSealer>,
     pub(super) queue: QueueLimits,
     pub(super) tasks: TaskTracker,
     pub(super) leaving: CancellationToken,
@@ -153,12 +153,11 @@ impl ChatCore for CoreService {
         let request = request.into_inner();
         let id = convert::session_id("session_id", &request.session_id)?;
         let size = page::size(request.page_size)?;
-        let order = v1::PageOrder::try_from(request.order)
-            .map_err(|_| Failure::invalid("order", "must be a known order"))?;
+        let order =
+            v1::PageOrder::try_from(request.order).map_err(|_| Failure::invalid("order", "must be a known order"))?;
         let parameters = [request.session_id.as_str(), &request.order.to_string(), &request.after_seq.to_string()];
         let scope = page::scope("messages", &caller.user_id, &parameters);
-        let position: Option<Seq> =
-            page::open::<8>(&self.sealer, &scope, &request.page_token)?.map(u64::from_be_bytes);
+        let position: Option<Seq> = page::open::<8>(&self.sealer, &scope, &request.page_token)?.map(u64::from_be_bytes);
         let (owner, limit) = (&caller.user_id, size as usize);
         let page = match order {
             v1::PageOrder::Unspecified => {

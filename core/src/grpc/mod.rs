@@ -10,4 +10,4 @@ mod details;
 mod page;
 mod server;
 
-pub use self::server::{GrpcLimits, GrpcServer, Services};
+pub use self::server::{GrpcLimits, GrpcServer, Health, ServeError, Services};

@@ -18,7 +18,7 @@ use super::{
     subscriber::QueueLimits,
 };
 use crate::{
-    llm::Models,
+    llm::registry::Models,
     metrics::Metrics,
     seal::{InstallationSecret, KeyRing},
     store::{BootId, Header, SessionStore},

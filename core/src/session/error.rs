@@ -84,12 +84,10 @@ impl From<Rejection> for Failure {
     fn from(rejection: Rejection) -> Self {
         match rejection {
             Rejection::Ended => Failure::new(ErrorCode::FailedPrecondition, "SESSION_ENDED", "the session has ended"),
-            Rejection::TooManyUnanswered => Failure::new(
-                ErrorCode::ResourceExhausted,
-                "TOO_MANY_UNANSWERED",
-                "too many messages wait for a reply",
-            )
-            .retry_after(Duration::from_secs(5)),
+            Rejection::TooManyUnanswered => {
+                Failure::new(ErrorCode::ResourceExhausted, "TOO_MANY_UNANSWERED", "too many messages wait for a reply")
+                    .retry_after(Duration::from_secs(5))
+            }
             Rejection::NotRunning => {
                 Failure::new(ErrorCode::FailedPrecondition, "REPLY_NOT_RUNNING", "this reply does not run")
             }

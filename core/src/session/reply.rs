@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{context::ContextBuilder, error::SessionError, history::HistoryReader, log::SessionLog};
 use crate::{
     domain::entry::{FinishReason, Seq, Usage},
-    llm::{Chunk, Model, Prompt},
+    llm::{Chunk, Prompt, registry::Model},
 };
 
 /// Messages per read while the context is collected.
@@ -88,11 +88,7 @@ impl ReplyJob {
         })
     }
 
-    async fn stream(
-        &self,
-        prompt: Prompt,
-        events: &mpsc::Sender<ReplyEvent>,
-    ) -> (FinishReason, Option<Usage>) {
+    async fn stream(&self, prompt: Prompt, events: &mpsc::Sender<ReplyEvent>) -> (FinishReason, Option<Usage>) {
         let mut usage = None;
         let failed = |error: crate::llm::ProviderError, usage| {
             tracing::warn!(%error, session.id = %self.log.id, reply.id = %self.id, model = self.model.info.id, "provider failed");

@@ -69,7 +69,7 @@ impl Sessions {
     /// The one gate: the header of a session, if it is the caller's.
     ///
     /// # Errors
-    /// The same NOT_FOUND for unknown and foreign ids.
+    /// The same `NOT_FOUND` for unknown and foreign ids.
     pub async fn owned(&self, caller: &str, id: SessionId) -> Result<Header, Failure> {
         let header = self.directory.header(id).await?;
         header.filter(|header| header.owner == caller).ok_or_else(Failure::session_not_found)
@@ -87,7 +87,7 @@ impl Sessions {
     /// Makes a session.
     ///
     /// # Errors
-    /// FAILED_PRECONDITION `SESSION_LIMIT`, ALREADY_EXISTS `REQUEST_ID_REUSED`, INVALID_ARGUMENT for an unknown model.
+    /// `FAILED_PRECONDITION` `SESSION_LIMIT`, `ALREADY_EXISTS` `REQUEST_ID_REUSED`, `INVALID_ARGUMENT` for an unknown model.
     pub async fn create(&self, owner: &str, model: &str, request_id: &str) -> Result<v1::Session, Failure> {
         let model_id = self.model(model)?;
         let secret = &self.directory.shared.secret;
@@ -148,7 +148,7 @@ impl Sessions {
     /// One session of the caller.
     ///
     /// # Errors
-    /// NOT_FOUND; failures of the store.
+    /// `NOT_FOUND`; failures of the store.
     pub async fn get(&self, caller: &str, id: SessionId) -> Result<v1::Session, Failure> {
         let header = self.owned(caller, id).await?;
         self.wire(&header).await
@@ -202,7 +202,7 @@ impl Sessions {
     /// Messages of a session, newest page first: up to `limit` below `before`, down to and without `after`.
     ///
     /// # Errors
-    /// NOT_FOUND; failures of the store.
+    /// `NOT_FOUND`; failures of the store.
     pub async fn messages_before(
         &self,
         caller: &str,
@@ -229,7 +229,7 @@ impl Sessions {
     /// Messages of a session from `after` on, oldest first.
     ///
     /// # Errors
-    /// NOT_FOUND; failures of the store.
+    /// `NOT_FOUND`; failures of the store.
     pub async fn messages_after(
         &self,
         caller: &str,
@@ -254,7 +254,7 @@ impl Sessions {
     /// Ends a session; an ended one is returned unchanged.
     ///
     /// # Errors
-    /// NOT_FOUND; failures of the store.
+    /// `NOT_FOUND`; failures of the store.
     pub async fn end(&self, caller: &Sender, id: SessionId) -> Result<v1::Session, Failure> {
         for _ in 0..TRIES {
             let room = self.owned_room(&caller.user_id, id).await?;
@@ -271,7 +271,7 @@ impl Sessions {
     /// Attaches a stream to a session of the caller: the one that is named, else the active one, else a new one.
     ///
     /// # Errors
-    /// NOT_FOUND, limits, failures of the store.
+    /// `NOT_FOUND`, limits, failures of the store.
     pub async fn attach(
         &self,
         caller: &Sender,

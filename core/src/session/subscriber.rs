@@ -29,21 +29,21 @@ pub struct QueueLimits {
 
 /// A piece of a running reply, encoded once for all subscribers.
 #[derive(Debug, Clone)]
-pub struct Delta {
+pub(super) struct Delta {
     /// The reply.
-    pub message_id: MessageId,
+    pub(super) message_id: MessageId,
     /// The entry that started it.
-    pub started_seq: Seq,
+    pub(super) started_seq: Seq,
     /// Where the text belongs.
-    pub offset: u32,
+    pub(super) offset: u32,
     /// The text.
-    pub text: Arc<str>,
+    pub(super) text: Arc<str>,
     /// The event.
-    pub encoded: Bytes,
+    pub(super) encoded: Bytes,
 }
 
 /// What is sent before everything that was pushed after it, read piece by piece at the pace of the reader.
-pub type Replay = BoxStream<'static, Result<Bytes, Failure>>;
+pub(super) type Replay = BoxStream<'static, Result<Bytes, Failure>>;
 
 enum Item {
     Event(Bytes),
@@ -110,12 +110,12 @@ impl Queue {
     }
 
     /// Queues what comes before everything pushed later.
-    pub fn push_replay(&self, replay: Replay) -> bool {
+    pub(super) fn push_replay(&self, replay: Replay) -> bool {
         self.push_item(Item::Replay(replay))
     }
 
     /// Queues a delta, merged with the one before it if that has not been taken yet.
-    pub fn push_delta(&self, delta: &Delta) -> bool {
+    pub(super) fn push_delta(&self, delta: &Delta) -> bool {
         let mut state = self.lock();
         if state.closed.is_some() || state.abandoned {
             return false;
@@ -128,16 +128,14 @@ impl Queue {
                 text.push_str(&delta.text);
                 true
             }
-            Some(last @ Item::Delta(_)) => match last {
-                Item::Delta(before) if follows(before.message_id, before.offset, &before.text) => {
-                    let (message_id, started_seq, offset) = (before.message_id, before.started_seq, before.offset);
-                    let text = [&*before.text, &*delta.text].concat();
-                    *last = Item::Merged { message_id, started_seq, offset, text };
-                    true
-                }
-                _ => false,
-            },
-            Some(Item::Merged { .. } | Item::Event(_) | Item::Replay(_)) | None => false,
+            Some(Item::Delta(before)) if follows(before.message_id, before.offset, &before.text) => {
+                let (message_id, started_seq, offset) = (before.message_id, before.started_seq, before.offset);
+                let text = [&*before.text, &*delta.text].concat();
+                state.items.pop_back();
+                state.items.push_back(Item::Merged { message_id, started_seq, offset, text });
+                true
+            }
+            Some(Item::Delta(_) | Item::Merged { .. } | Item::Event(_) | Item::Replay(_)) | None => false,
         };
         if !merged {
             drop(state);

@@ -6,6 +6,7 @@
 #[cfg(test)]
 mod conformance;
 pub mod error;
+pub mod open;
 pub mod sqlite;
 
 use async_trait::async_trait;
@@ -20,6 +21,9 @@ pub type AppendId = [u8; 16];
 pub type BootId = [u8; 16];
 /// A keyed hash; the store compares it and learns nothing from it.
 pub type KeyedHash = [u8; 16];
+
+/// Participants whose read marks a session keeps.
+pub const MAX_READ_MARKS: u32 = 100;
 
 /// A session to be made.
 #[derive(Debug, Clone)]
@@ -201,7 +205,8 @@ pub struct SessionQuery {
 /// caller does not know which. Errors of kind [`StoreErrorKind::OutcomeUnknown`] say the same.
 #[async_trait]
 pub trait SessionStore: Send + Sync + std::fmt::Debug + 'static {
-    /// Makes a session, durably. `request` is looked up before the slot is.
+    /// Makes a session, durably. `request` is looked up before the slot is. An id that exists already is an error of kind
+    /// `Internal`.
     async fn create_session(&self, new: NewSession) -> Result<Created, StoreError>;
 
     /// The header of a session; `None` when there is none. Reads what was acknowledged before the call began.
@@ -268,9 +273,11 @@ pub trait SessionStore: Send + Sync + std::fmt::Debug + 'static {
     ) -> Result<bool, StoreError>;
 
     /// Raises how far a participant has read; a smaller number changes nothing. May be lost by a crash within a second.
+    /// A session that does not exist is left so, and beyond [`MAX_READ_MARKS`] no further participant is kept: both without an
+    /// error.
     async fn mark_read(&self, session_id: SessionId, user_id: &str, seq: Seq) -> Result<(), StoreError>;
 
-    /// How far each participant has read, by user id, at most 100.
+    /// How far each participant has read, in the order of user ids, at most [`MAX_READ_MARKS`].
     async fn read_marks(&self, session_id: SessionId) -> Result<Vec<(String, Seq)>, StoreError>;
 
     /// A small value of the installation, such as the self-test of the key ring.

@@ -312,8 +312,7 @@ impl Room {
         }
         for (user_id, read_seq) in offline {
             let role = if *user_id == *self.owner { v1::SenderRole::User } else { v1::SenderRole::Admin };
-            let sender =
-                v1::Sender { role: role.into(), user_id: user_id.to_owned(), display_name: String::new() };
+            let sender = v1::Sender { role: role.into(), user_id: user_id.to_owned(), display_name: String::new() };
             participants.push(response::Participant { sender: Some(sender), online: false, read_seq });
         }
         let event = event::encode(response::Event::Presence(response::Presence { participants }));
@@ -349,8 +348,7 @@ fn replay(log: SessionLog, after: Seq, head: Seq) -> Replay {
                 tracing::error!(session.id = %log.id, after, head, "the log ends before its head");
                 return Err(Failure::internal());
             };
-            let events: Vec<Bytes> =
-                page.iter().filter(|entry| entry.seq <= head).map(event::entry).collect();
+            let events: Vec<Bytes> = page.iter().filter(|entry| entry.seq <= head).map(event::entry).collect();
             Ok(Some((stream::iter(events.into_iter().map(Ok)), last)))
         }
     })

@@ -16,7 +16,7 @@ use crate::{
         entry::{FinishReason, Seq, Usage},
         session::RunningReply,
     },
-    llm::estimate_tokens,
+    llm::tokens::estimate_usage,
     session::{
         error::SessionError,
         event,
@@ -101,12 +101,7 @@ impl LiveReply {
     /// sent none.
     pub(super) fn ending(&self, otherwise: FinishReason) -> Ending {
         let (finish, usage) = self.ending.unwrap_or((otherwise, None));
-        let usage = usage.unwrap_or_else(|| Usage {
-            prompt_tokens: self.prompt_tokens,
-            completion_tokens: if self.text.is_empty() { 0 } else { u64::from(estimate_tokens(&self.text)) },
-            cached_tokens: 0,
-            estimated: true,
-        });
+        let usage = usage.unwrap_or_else(|| estimate_usage(self.prompt_tokens, self.text.len()));
         Ending { finish, text: self.text.clone(), usage, provider_request_id: self.provider_request_id.clone() }
     }
 

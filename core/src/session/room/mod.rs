@@ -14,12 +14,12 @@ use tokio::{
     time::Instant,
 };
 
+pub use self::attach::{Attach, SubscriberId};
 use self::{
     attach::Subscribers,
     live::{LiveReply, Renewal},
     write::{Op, Origin, Write, Writes},
 };
-pub use self::attach::{Attach, SubscriberId};
 use super::{
     directory::{Phase, Shared},
     error::shutting_down,
@@ -101,6 +101,11 @@ impl RoomHandle {
     pub async fn frame(&self, subscriber: SubscriberId, request_id: String, frame: Frame) -> Result<(), Failure> {
         let command = Command::Frame { subscriber, request_id, frame: Box::new(frame) };
         self.command(command).await.map_err(|RoomClosed| shutting_down())
+    }
+
+    /// Waits until the room has closed.
+    pub async fn closed(&self) {
+        self.commands.closed().await;
     }
 
     /// The subscriber sends nothing more: its stream ends once nothing it waits for is left.

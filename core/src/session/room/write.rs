@@ -17,7 +17,7 @@ use crate::{
         session::SessionState,
         time::Timestamp,
     },
-    session::{error::SessionError, event, log::SessionLog, log::PAGE},
+    session::{error::SessionError, event, log::PAGE, log::SessionLog},
     store::{Append, Appended, MessageKey, ReplyRow},
 };
 
@@ -126,7 +126,10 @@ pub(super) struct Landed {
 enum Outcome {
     Done,
     /// The entries that were missed, and the message that has the same key.
-    Conflict { tail: Vec<Entry>, found: Option<MessageKey> },
+    Conflict {
+        tail: Vec<Entry>,
+        found: Option<MessageKey>,
+    },
     Unknown(Box<Append>, SessionError),
     Failed(SessionError),
 }
@@ -226,12 +229,13 @@ impl Room {
 
     fn decide(&self, op: &Op) -> Result<Vec<EntryKind>, Rejection> {
         let state = &self.state;
-        let next = || NextReply { id: MessageId::generate(), model: self.shared.models.get_or_default(&state.model).0.info.id.clone() };
+        let next = || NextReply {
+            id: MessageId::generate(),
+            model: self.shared.models.get_or_default(&state.model).0.info.id.clone(),
+        };
         let reply = (!self.is_leaving()).then(next);
         match op {
-            Op::Send(message) => {
-                decide::send(state, (**message).clone(), reply, self.shared.limits.max_unanswered)
-            }
+            Op::Send(message) => decide::send(state, (**message).clone(), reply, self.shared.limits.max_unanswered),
             Op::Answer => Ok(decide::answer(state, next())),
             Op::FinishReply(id) => {
                 let Some(live) = &self.reply else { return Err(Rejection::NotRunning) };
@@ -297,14 +301,15 @@ impl Room {
             }
         }
         let facts: Vec<&Fact> = entries.iter().map(|entry| &entry.fact).collect();
-        let reply_started = after.running.as_ref().filter(|running| running.started_seq > head).map(|running| ReplyRow {
-            session_id: self.log.id,
-            message_id: running.id,
-            started_seq: running.started_seq,
-            boot_id: self.shared.boot_id,
-            renewals: 0,
-            checkpoint: Vec::new(),
-        });
+        let reply_started =
+            after.running.as_ref().filter(|running| running.started_seq > head).map(|running| ReplyRow {
+                session_id: self.log.id,
+                message_id: running.id,
+                started_seq: running.started_seq,
+                boot_id: self.shared.boot_id,
+                renewals: 0,
+                checkpoint: Vec::new(),
+            });
         let before = self.state.running.as_ref();
         let reply_finished = before.filter(|running| after.running.as_ref() != Some(running)).map(|running| running.id);
         let append = Append {

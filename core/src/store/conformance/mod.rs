@@ -1,0 +1,217 @@
+//! What every store must do: one test per sentence of the traits' text. A backend passes by giving `store_conformance!` an
+//! expression that makes a [`Fixture`]; a new rule enters the text, this suite and every backend together.
+
+pub(super) mod append;
+pub(super) mod create;
+pub(super) mod list;
+pub(super) mod model;
+pub(super) mod reading;
+pub(super) mod replies;
+pub(super) mod values;
+
+use std::{future::Future, sync::Arc};
+
+use async_trait::async_trait;
+use chatbox_proto::ids::{MessageId, SessionId};
+use futures_util::future::join_all;
+
+use super::{
+    Append, Appended, Created, Derived, Header, KeyedHash, LogDocument, MessageKey, NewSession, ReplyRow, RequestKey,
+    SessionStore, SlotRule,
+};
+use crate::domain::{entry::Seq, time::Timestamp};
+
+/// An empty store of one backend, for one test.
+#[async_trait]
+pub(crate) trait Fixture: Send {
+    /// The store.
+    fn store(&self) -> Arc<dyn SessionStore>;
+    /// Closes it and opens it again on the same data.
+    async fn reopen(&mut self);
+}
+
+/// Stamps one `#[tokio::test]` per rule. `$fixture` is an expression that makes a fixture.
+macro_rules! store_conformance {
+    ($fixture:expr) => {
+        $crate::store::conformance::store_conformance! { @list $fixture;
+            create {
+                a_new_session_is_read_back_as_it_was_made
+                of_fifty_racing_first_opens_one_makes_the_session
+                no_more_sessions_than_slots_are_made_in_a_race
+                the_lowest_free_slot_is_taken
+                without_a_limit_every_call_makes_a_session
+                owners_do_not_share_slots
+                a_repeated_call_finds_the_session_it_made
+                a_repeated_call_is_recognised_before_slots_are_looked_at
+                of_fifty_racing_equal_calls_one_makes_the_session
+                a_request_id_with_other_content_is_reused
+                request_ids_belong_to_their_owner
+                an_id_that_exists_is_an_internal_error
+                ending_frees_the_slot
+            }
+            append {
+                an_empty_log_has_head_zero
+                entries_are_numbered_without_gaps
+                a_wrong_head_conflicts_in_both_directions
+                a_message_key_that_exists_conflicts_and_nothing_is_written
+                a_message_key_twice_in_one_append_conflicts
+                message_keys_belong_to_their_session
+                an_unknown_session_conflicts
+                of_fifty_racing_appends_one_wins_per_head
+                appends_of_many_sessions_have_their_own_verdicts
+                an_append_is_found_by_its_id_and_only_there
+                after_none_the_attempt_is_never_written
+                a_large_payload_is_stored_whole
+            }
+            reading {
+                reading_after_starts_in_the_document_that_holds_the_next_entry
+                reading_after_stops_at_the_limit
+                reading_before_is_newest_first
+                reading_before_stops_at_the_limit
+                bounds_beyond_the_log_are_not_an_error
+                an_unknown_session_reads_as_nothing
+                heads_of_many_sessions_leave_unknown_ones_out
+                a_read_sees_what_was_acknowledged_before_it
+                a_message_is_found_by_its_key
+            }
+            list {
+                the_order_is_by_activity_with_larger_ids_first
+                pages_neither_overlap_nor_skip
+                a_session_that_does_not_change_is_on_exactly_one_page
+                the_ended_filter_splits_the_list
+                the_active_session_is_the_latest_that_has_not_ended
+                unfinished_sessions_come_page_by_page_in_the_order_of_ids
+            }
+            replies {
+                a_reply_row_lives_from_start_to_finish
+                renewing_is_compare_and_set
+                the_latest_reply_row_is_given
+                finishing_and_starting_in_one_append_swaps_the_rows
+                a_conflicting_append_leaves_the_rows_alone
+                the_folded_state_only_moves_forward
+                replacing_the_folded_state_is_compare_and_set
+                racing_replacements_have_one_winner
+            }
+            values {
+                read_marks_only_rise
+                read_marks_are_kept_for_a_hundred_participants
+                read_marks_of_an_unknown_session_are_nothing
+                an_installation_value_is_set_once
+                racing_initial_values_agree
+                the_self_test_accepts_the_same_ring_and_refuses_others
+                the_installation_secret_survives_rotation
+                ping_answers
+                everything_is_there_after_reopening
+                close_is_idempotent_and_ends_service
+                work_accepted_before_close_is_finished
+            }
+            model {
+                random_histories_agree_with_the_model
+            }
+        }
+    };
+    (@list $fixture:expr; $($family:ident { $($rule:ident)* })*) => {
+        $(mod $family {
+            use super::*;
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $rule() {
+                    $crate::store::conformance::$family::$rule(&mut $fixture).await;
+                }
+            )*
+        })*
+    };
+}
+pub(crate) use store_conformance;
+
+fn time(millis: i64) -> Timestamp {
+    Timestamp::from_millis(millis)
+}
+
+fn hash(n: u32) -> KeyedHash {
+    let mut out = [0; 16];
+    out[..4].copy_from_slice(&n.to_be_bytes());
+    out
+}
+
+fn derived(applied_seq: Seq, activity: i64) -> Derived {
+    let state = format!("state at {applied_seq}").into_bytes();
+    Derived { applied_seq, state, last_activity: time(activity), ended: false, unfinished: false }
+}
+
+fn new_session(owner: &str, slot: SlotRule) -> NewSession {
+    NewSession {
+        id: SessionId::generate(),
+        owner: owner.to_owned(),
+        slot,
+        wrapped_key: b"wrapped".to_vec(),
+        created_at: time(1000),
+        request: None,
+        derived: derived(0, 1000),
+    }
+}
+
+/// The append of `count` entries at `expected_head`, without anything else.
+fn entries(session_id: SessionId, expected_head: Seq, count: u32) -> Append {
+    let head = expected_head.saturating_add(u64::from(count));
+    Append {
+        session_id,
+        append_id: *MessageId::generate().as_bytes(),
+        expected_head,
+        count,
+        sealed: format!("{count} after {expected_head}").into_bytes(),
+        messages: Vec::new(),
+        ends_session: false,
+        derived: derived(head, 1000 + i64::try_from(head).unwrap_or(0)),
+        reply_started: None,
+        reply_finished: None,
+    }
+}
+
+fn message(key: u32, seq: Seq) -> MessageKey {
+    MessageKey { key: hash(key), content: hash(key + 1_000_000), message_id: MessageId::generate(), seq }
+}
+
+fn document(append: &Append) -> LogDocument {
+    LogDocument { first_seq: append.expected_head + 1, count: append.count, sealed: append.sealed.clone() }
+}
+
+/// A session without limits, made.
+async fn made(store: &Arc<dyn SessionStore>, owner: &str) -> Header {
+    match store.create_session(new_session(owner, SlotRule::Unlimited)).await.unwrap() {
+        Created::New(header) => header,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Appends what must fit.
+async fn done(store: &Arc<dyn SessionStore>, append: Append) -> Seq {
+    match store.append(append).await.unwrap() {
+        Appended::Done(head) => head,
+        Appended::Conflict => panic!("conflict"),
+    }
+}
+
+/// A session whose log consists of documents of these sizes.
+async fn logged(store: &Arc<dyn SessionStore>, counts: &[u32]) -> (SessionId, Vec<LogDocument>) {
+    let id = made(store, "alice").await.id;
+    let mut documents = Vec::new();
+    let mut head = 0;
+    for count in counts {
+        let append = entries(id, head, *count);
+        documents.push(document(&append));
+        head = done(store, append).await;
+    }
+    (id, documents)
+}
+
+/// All at once, on as many tasks as there are futures.
+async fn race<T: Send + 'static>(
+    futures: impl IntoIterator<Item = impl Future<Output = T> + Send + 'static>,
+) -> Vec<T> {
+    let mut tasks = tokio::task::JoinSet::new();
+    for future in futures {
+        tasks.spawn(future);
+    }
+    tasks.join_all().await
+}

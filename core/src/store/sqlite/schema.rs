@@ -1,0 +1,208 @@
+//! The file's layout, its version, and how connections to it are set up.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+
+use super::fault::Fault;
+use crate::store::{StoreError, StoreErrorKind};
+
+/// Marks the file as ours (it spells `ChBx`), so that another program's database is never written to.
+const APPLICATION_ID: i32 = 0x4368_4278;
+
+/// One step per version; the file's `user_version` counts those that were applied. Steps are never edited, only added.
+const STEPS: [&str; 1] = [
+    // Tables with large values keep their row id, and with it 4 KiB of a row in its page; the others are their own index.
+    // In `log` the append's id stands before the entries, so that looking for it never reads them.
+    "CREATE TABLE sessions (
+        id              BLOB NOT NULL PRIMARY KEY CHECK (length(id) = 16),
+        owner           TEXT NOT NULL,
+        slot            INTEGER,
+        created_at      INTEGER NOT NULL,
+        request_id      BLOB CHECK (length(request_id) = 16),
+        request_content BLOB CHECK (length(request_content) = 16),
+        applied_seq     INTEGER NOT NULL,
+        last_activity   INTEGER NOT NULL,
+        ended           INTEGER NOT NULL CHECK (ended IN (0, 1)),
+        unfinished      INTEGER NOT NULL CHECK (unfinished IN (0, 1)),
+        wrapped_key     BLOB NOT NULL,
+        state           BLOB NOT NULL
+    ) STRICT;
+    CREATE UNIQUE INDEX sessions_by_slot ON sessions (owner, slot) WHERE slot IS NOT NULL;
+    CREATE UNIQUE INDEX sessions_by_request ON sessions (owner, request_id) WHERE request_id IS NOT NULL;
+    CREATE INDEX sessions_by_activity ON sessions (owner, ended, last_activity, id);
+    CREATE INDEX sessions_unfinished ON sessions (id) WHERE unfinished = 1;
+
+    CREATE TABLE log (
+        session_id BLOB NOT NULL REFERENCES sessions (id),
+        first_seq  INTEGER NOT NULL CHECK (first_seq > 0),
+        count      INTEGER NOT NULL CHECK (count > 0),
+        append_id  BLOB NOT NULL CHECK (length(append_id) = 16),
+        sealed     BLOB NOT NULL,
+        PRIMARY KEY (session_id, first_seq)
+    ) STRICT;
+
+    CREATE TABLE message_keys (
+        session_id BLOB NOT NULL REFERENCES sessions (id),
+        key        BLOB NOT NULL CHECK (length(key) = 16),
+        content    BLOB NOT NULL CHECK (length(content) = 16),
+        message_id BLOB NOT NULL CHECK (length(message_id) = 16),
+        seq        INTEGER NOT NULL,
+        PRIMARY KEY (session_id, key)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE replies (
+        message_id  BLOB NOT NULL PRIMARY KEY CHECK (length(message_id) = 16),
+        session_id  BLOB NOT NULL REFERENCES sessions (id),
+        started_seq INTEGER NOT NULL,
+        boot_id     BLOB NOT NULL CHECK (length(boot_id) = 16),
+        renewals    INTEGER NOT NULL,
+        checkpoint  BLOB NOT NULL
+    ) STRICT;
+    CREATE INDEX replies_by_session ON replies (session_id, started_seq);
+
+    CREATE TABLE read_marks (
+        session_id BLOB NOT NULL REFERENCES sessions (id),
+        user_id    TEXT NOT NULL,
+        seq        INTEGER NOT NULL,
+        PRIMARY KEY (session_id, user_id)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE installation (
+        name  TEXT NOT NULL PRIMARY KEY,
+        value BLOB NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
+    -- Written to overwrite what a failed commit may have left behind.
+    CREATE TABLE settled (
+        only  INTEGER NOT NULL PRIMARY KEY CHECK (only = 1),
+        times INTEGER NOT NULL
+    ) STRICT;
+    INSERT INTO settled VALUES (1, 0);",
+];
+
+/// When a commit reaches the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Synchronous {
+    /// Before it is answered.
+    Full,
+    /// Whenever the system likes: the fault that the durability test must be able to see.
+    #[cfg(test)]
+    Off,
+}
+
+/// The connection that writes; brings the file to the current version.
+pub(super) fn open_writer(
+    path: &Path,
+    synchronous: Synchronous,
+    max_bytes: Option<u64>,
+) -> Result<Connection, StoreError> {
+    let mut db = connect(path).map_err(|fault| fault.during("open"))?;
+    check_version(&db)?;
+    prepare(&db, synchronous, max_bytes).map_err(|fault| fault.during("open"))?;
+    migrate(&mut db).map_err(|fault| fault.during("migrate"))?;
+    // What a killed process had written but not yet synced is durable before anybody is told of it.
+    checkpoint(&db, Checkpoint::Truncate).map_err(|fault| fault.during("open"))?;
+    Ok(db)
+}
+
+/// A connection that cannot write.
+pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
+    let open = || -> Result<Connection, Fault> {
+        let db = connect(path)?;
+        db.pragma_update(None, "query_only", true)?;
+        Ok(db)
+    };
+    open().map_err(|fault| fault.during("open"))
+}
+
+fn connect(path: &Path) -> Result<Connection, Fault> {
+    // Each connection belongs to one thread, so SQLite's own mutexes are not needed.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(path, flags)?;
+    // The file has one owner and that one has one writer: whoever is in the way is a stranger and is not waited for.
+    db.busy_timeout(std::time::Duration::ZERO)?;
+    db.pragma_update(None, "foreign_keys", true)?;
+    db.pragma_update(None, "temp_store", "MEMORY")?;
+    db.set_prepared_statement_cache_capacity(64);
+    Ok(db)
+}
+
+fn prepare(db: &Connection, synchronous: Synchronous, max_bytes: Option<u64>) -> Result<(), Fault> {
+    let mode: String = db.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+    if mode != "wal" {
+        return Err(Fault::Misuse("this file system has no shared memory for a write-ahead log"));
+    }
+    let level = match synchronous {
+        Synchronous::Full => "FULL",
+        #[cfg(test)]
+        Synchronous::Off => "OFF",
+    };
+    db.pragma_update(None, "synchronous", level)?;
+    // The writer checkpoints by itself, after it has answered.
+    db.pragma_update(None, "wal_autocheckpoint", 0)?;
+    db.pragma_update(None, "journal_size_limit", super::writer::WAL_KEPT_BYTES)?;
+    if let Some(bytes) = max_bytes {
+        let page: i64 = db.pragma_query_value(None, "page_size", |row| row.get(0))?;
+        let pages = i64::try_from(bytes).unwrap_or(i64::MAX) / page;
+        db.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))?;
+    }
+    Ok(())
+}
+
+/// How far a checkpoint goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Checkpoint {
+    /// Nowhere: it only measures.
+    Measure,
+    /// As far as the readers let it.
+    Passive,
+    /// To the end, and empties the write-ahead log. Fails while anybody reads.
+    Truncate,
+}
+
+/// Moves pages from the write-ahead log into the database; returns how many the log held before a new writer restarts it.
+pub(super) fn checkpoint(db: &Connection, mode: Checkpoint) -> Result<u64, Fault> {
+    let mut statement = db.prepare_cached(match mode {
+        Checkpoint::Measure => "PRAGMA wal_checkpoint(NOOP)",
+        Checkpoint::Passive => "PRAGMA wal_checkpoint(PASSIVE)",
+        Checkpoint::Truncate => "PRAGMA wal_checkpoint(TRUNCATE)",
+    })?;
+    // Columns: whether somebody was in the way, pages in the log, pages moved so far. An empty log has -1.
+    Ok(statement.query_row([], |row| Ok(row.get::<_, i64>(1)?.max(0).unsigned_abs()))?)
+}
+
+fn check_version(db: &Connection) -> Result<(), StoreError> {
+    let read = || -> Result<(i32, i64, i64), Fault> {
+        Ok((
+            db.pragma_query_value(None, "application_id", |row| row.get(0))?,
+            db.pragma_query_value(None, "user_version", |row| row.get(0))?,
+            db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?,
+        ))
+    };
+    let (application, version, objects) = read().map_err(|fault| fault.during("open"))?;
+    if application != APPLICATION_ID && objects > 0 {
+        return Err(StoreError::new(StoreErrorKind::Refused, "open", "the file is another program's database"));
+    }
+    if version > STEPS.len() as i64 {
+        let why = format!("the file has version {version}, made by a newer program; this one knows {}", STEPS.len());
+        return Err(StoreError::new(StoreErrorKind::Refused, "open", why));
+    }
+    Ok(())
+}
+
+fn migrate(db: &mut Connection) -> Result<(), Fault> {
+    let version: usize = db.pragma_query_value(None, "user_version", |row| row.get::<_, u32>(0))? as usize;
+    if version == STEPS.len() {
+        return Ok(());
+    }
+    // One transaction for all steps: a crash leaves the old version or the new one.
+    let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    for step in STEPS.iter().skip(version) {
+        tx.execute_batch(step)?;
+    }
+    tx.pragma_update(None, "application_id", APPLICATION_ID)?;
+    tx.pragma_update(None, "user_version", STEPS.len() as i64)?;
+    tx.commit()?;
+    Ok(())
+}

@@ -152,7 +152,7 @@ mod tests {
         let results = autobahn(good, "/", &["1.1.*"], &reports.path().join("good")).await.unwrap();
         assert!(results.len() == 8 && results.values().all(CaseResult::conforms), "{results:?}");
         let (bad, _server) = echo(false).await;
-        let results = autobahn(bad, "/", &["1.1.*"], &reports.path().join("bad")).await.unwrap();
+        let results = autobahn(bad, "/", &["1.1.2"], &reports.path().join("bad")).await.unwrap();
         assert!(!results["1.1.2"].conforms(), "{results:?}");
     }
 }

@@ -49,6 +49,8 @@ pub struct SessionLimits {
     pub checkpoint: Duration,
     /// One call of the store.
     pub store_call: Duration,
+    /// Clients of a core that leaves come back spread over this time.
+    pub away_jitter: Duration,
 }
 
 /// How far the drain has come.

@@ -200,6 +200,7 @@ pub(super) fn limits() -> SessionLimits {
         heartbeat: Duration::from_secs(15),
         checkpoint: Duration::from_millis(10),
         store_call: Duration::from_secs(5),
+        away_jitter: Duration::from_millis(100),
     }
 }
 
@@ -260,10 +261,11 @@ impl Client {
     /// Sends a frame and waits for its answer.
     pub(super) async fn frame(&mut self, frame: Frame) -> Result<v1::chat_response::Ack, v1::Error> {
         self.post("r", frame).await;
-        self.until(|event| match event {
-            Event::Ack(ack) => Some(Ok(ack)),
-            Event::Error(error) => Some(Err(error)),
-            _ => None,
+        self.until(|event| {
+            if let Event::Error(error) = event {
+                return Some(Err(error));
+            }
+            if let Event::Ack(ack) = event { Some(Ok(ack)) } else { None }
         })
         .await
     }

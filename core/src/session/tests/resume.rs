@@ -168,9 +168,9 @@ async fn others_see_who_types_and_how_far_they_have_read() {
     phone.frame(Frame::Read(3)).await.unwrap();
     phone.frame(Frame::Read(1)).await.unwrap();
     let read = laptop
-        .until(|event| match event {
-            Event::Presence(presence) => presence.participants.iter().map(|p| p.read_seq).max().filter(|seq| *seq > 0),
-            _ => None,
+        .until(|event| {
+            let Event::Presence(presence) = event else { return None };
+            presence.participants.iter().map(|p| p.read_seq).max().filter(|seq| *seq > 0)
         })
         .await;
     assert_eq!(read, 3);

@@ -1,0 +1,127 @@
+//! The edge as a whole: bound first, then run, then drained. No state is process-wide, so several fit into one process.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use anyhow::Context as _;
+use chatbox_proto::token::Verifier;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Config,
+    core_api::{CoreApi, GrpcCore},
+    http::server,
+    keys, router,
+    state::Edge,
+};
+
+/// An edge that is bound and not running yet. Dropping it releases everything.
+#[derive(Debug)]
+pub struct App {
+    edge: Arc<Edge>,
+    public: TcpListener,
+    operators: Option<TcpListener>,
+}
+
+impl App {
+    /// Builds the parts and binds the listeners. Needs a tokio runtime; starts no task.
+    ///
+    /// # Errors
+    /// One line that names the setting.
+    pub async fn bind(config: Config) -> anyhow::Result<Self> {
+        let core = Arc::new(GrpcCore::new(&config.core).context("core")?);
+        Self::bind_with(config, core).await
+    }
+
+    /// Like [`bind`](Self::bind), with another way to core.
+    ///
+    /// # Errors
+    /// One line that names the setting.
+    pub async fn bind_with(config: Config, core: Arc<dyn CoreApi>) -> anyhow::Result<Self> {
+        let mistakes = config.check();
+        anyhow::ensure!(mistakes.is_empty(), "{}", mistakes.join("\n"));
+        let key_error = |error| anyhow::anyhow!("token: {error}");
+        let source = keys::source(&config.token).map_err(key_error)?;
+        let verifier = Verifier::new(&config.token, source).map_err(key_error)?;
+        if let Err(error) = verifier.refresh().await {
+            // A file that cannot be read will not get better; an issuer may come back.
+            anyhow::ensure!(config.token.jwks_file.is_empty(), "token.jwks_file: {error}");
+            tracing::warn!(error = %error, "token.jwks_url: the key set could not be read, trying again later");
+        }
+        let public = server::bind("listen", config.listen)?;
+        let operators = match config.metrics_listen.as_str() {
+            "" => None,
+            address => Some(server::bind("metrics_listen", address.parse()?)?),
+        };
+        Ok(Self { edge: Arc::new(Edge::new(config, core, Arc::new(verifier))), public, operators })
+    }
+
+    /// Where browsers connect to.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn http_addr(&self) -> std::io::Result<SocketAddr> {
+        self.public.local_addr()
+    }
+
+    /// Where `/metrics` is, if it is served.
+    #[must_use]
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.operators.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// Serves until `shutdown`, then drains. Returns at the latest when the drain deadline has passed.
+    ///
+    /// # Errors
+    /// None today; wiring that can fail is done in [`bind`](Self::bind).
+    pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let Self { edge, public, operators } = self;
+        let (stop_accepting, stop) = (CancellationToken::new(), CancellationToken::new());
+        let _stop_when_dropped =
+            (edge.leaving.clone().drop_guard(), edge.draining.clone().drop_guard(), stop.clone().drop_guard());
+
+        let serving = server::serve(Arc::clone(&edge), public, router::public(&edge), stop_accepting.clone());
+        edge.tasks.spawn("public listener", serving);
+        if let Some(listener) = operators {
+            let serving = server::serve(Arc::clone(&edge), listener, router::operators(&edge), stop.clone());
+            edge.tasks.spawn("operators' listener", serving);
+        }
+        let verifier = Arc::clone(&edge.verifier);
+        let until = stop.clone();
+        edge.tasks.spawn("key set", async move {
+            tokio::select! {
+                () = verifier.keep_fresh() => {}
+                () = until.cancelled() => {}
+            }
+        });
+        tracing::info!("serving");
+        shutdown.cancelled().await;
+        drain(&edge, &stop_accepting, &stop).await;
+        Ok(())
+    }
+}
+
+/// The phases of the way out, each bounded:
+/// 1. readiness goes down, and load balancers get time to notice;
+/// 2. no connection is accepted any more;
+/// 3. every socket is told `going_away` and closed with 1001, spread over the jitter; HTTP answers are finished;
+/// 4. all of it is waited for, until the deadline;
+/// 5. what is left is cut: its task ends with the runtime.
+async fn drain(edge: &Edge, stop_accepting: &CancellationToken, stop: &CancellationToken) {
+    let config = &edge.config.drain;
+    let started = tokio::time::Instant::now();
+    tracing::info!(connections = edge.metrics.connections.get(), "draining");
+    edge.leaving.cancel();
+    tokio::time::sleep(config.notice).await;
+    stop_accepting.cancel();
+    edge.draining.cancel();
+    stop.cancel();
+    match tokio::time::timeout_at(started + config.deadline, edge.tasks.drained()).await {
+        Ok(()) => tracing::info!(drain.duration_ms = started.elapsed().as_millis(), "drained"),
+        Err(_) => tracing::warn!(tasks = edge.tasks.len(), "the drain deadline has passed, cutting the rest"),
+    }
+}
+
+#[cfg(test)]
+#[path = "app_tests.rs"]
+mod tests;

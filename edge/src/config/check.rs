@@ -1,0 +1,232 @@
+//! The ranges of the settings, and what they demand of each other.
+
+use std::{fmt::Display, net::SocketAddr, time::Duration};
+
+use chatbox_proto::settings::ByteSize;
+
+use super::Config;
+use crate::{client::TrustedProxies, origin::Origin};
+
+/// RFC 6797 leaves the length open; below 180 days audits do not count it.
+const MIN_HSTS: Duration = Duration::from_secs(15_552_000);
+
+impl Config {
+    /// Every mistake, each naming its setting.
+    #[must_use]
+    pub fn check(&self) -> Vec<String> {
+        let mut mistakes = Vec::new();
+        self.check_addresses(&mut mistakes);
+        self.check_origins(&mut mistakes);
+        self.check_core(&mut mistakes);
+        mistakes.extend(self.token.check(self.profile.is_production()));
+        self.check_times(&mut mistakes);
+        self.check_sizes(&mut mistakes);
+        if self.hsts.enabled && self.hsts.max_age < MIN_HSTS {
+            mistakes.push("hsts.max_age: must be at least 4320h".to_owned());
+        }
+        if self.drain.notice + self.drain.jitter + self.socket.close_timeout > self.drain.deadline {
+            mistakes
+                .push("drain.deadline: must be at least drain.notice + drain.jitter + socket.close_timeout".to_owned());
+        }
+        if self.log.filter.parse::<tracing_subscriber::EnvFilter>().is_err() {
+            mistakes.push("log.filter: must be like info or info,chatbox_edge=debug".to_owned());
+        }
+        mistakes
+    }
+
+    fn check_addresses(&self, mistakes: &mut Vec<String>) {
+        if !self.metrics_listen.is_empty() && self.metrics_listen.parse::<SocketAddr>().is_err() {
+            mistakes.push("metrics_listen: must be empty or like 127.0.0.1:9464".to_owned());
+        }
+        let prefix = &self.path_prefix;
+        let segment = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.~".contains(&b));
+        let well_formed = prefix.strip_prefix('/').is_some_and(|rest| rest.split('/').all(segment));
+        if !prefix.is_empty() && !well_formed {
+            mistakes.push("path_prefix: must be empty or like /chatbox".to_owned());
+        }
+        if let Err(bad) = TrustedProxies::parse(&self.trusted_proxies) {
+            mistakes.push(format!("trusted_proxies: {bad:?} is neither an address nor a network like 10.0.0.0/8"));
+        }
+    }
+
+    fn check_origins(&self, mistakes: &mut Vec<String>) {
+        let production = self.profile.is_production();
+        if production && self.origins.is_empty() {
+            mistakes.push("origins: must name the origins of your pages in the production profile".to_owned());
+        }
+        for origin in &self.origins {
+            match Origin::parse(origin) {
+                None => mistakes.push(format!("origins: {origin:?} is not like https://app.example.com")),
+                Some(parsed) if production && !parsed.is_secure() => {
+                    mistakes.push(format!("origins: {origin:?} must be https in the production profile"));
+                }
+                Some(_) => {}
+            }
+        }
+        for ancestor in &self.frame_ancestors {
+            let of_the_page = ancestor == "'self'";
+            if !of_the_page && Origin::parse(&ancestor.replacen("://*.", "://", 1)).is_none() {
+                mistakes
+                    .push(format!("frame_ancestors: {ancestor:?} is neither 'self' nor like https://shop.example.com"));
+            }
+        }
+    }
+
+    fn check_core(&self, mistakes: &mut Vec<String>) {
+        let core = &self.core;
+        match core.url.parse::<http::Uri>().ok().filter(|url| url.host().is_some() && url.path() == "/") {
+            Some(url) if url.scheme_str() == Some("https") => {}
+            Some(url) if url.scheme_str() == Some("http") => {
+                if self.profile.is_production() && !is_loopback(&url) {
+                    mistakes.push(
+                        "core.url: must be https:// in the production profile, except on this machine".to_owned(),
+                    );
+                }
+                if !(core.ca_file.is_empty() && core.cert_file.is_empty() && core.key_file.is_empty()) {
+                    mistakes.push("core.ca_file, core.cert_file, core.key_file: only with an https:// URL".to_owned());
+                }
+            }
+            _ => mistakes.push("core.url: must be like http://127.0.0.1:50051".to_owned()),
+        }
+        if core.cert_file.is_empty() != core.key_file.is_empty() {
+            mistakes.push("core.cert_file, core.key_file: set both or none".to_owned());
+        }
+        within("core.channels", core.channels, 1, 16, mistakes);
+    }
+
+    fn check_times(&self, mistakes: &mut Vec<String>) {
+        let minute = 60_000;
+        for (setting, value, min, max) in [
+            ("core.connect_timeout", self.core.connect_timeout, 100, 30_000),
+            ("core.call_timeout", self.core.call_timeout, 100, 5 * minute),
+            ("core.attach_timeout", self.core.attach_timeout, 100, minute),
+            ("core.keepalive", self.core.keepalive, 1_000, 10 * minute),
+            ("limits.header_timeout", self.limits.header_timeout, 1_000, minute),
+            ("limits.open_timeout", self.limits.open_timeout, 100, minute),
+            ("socket.ping_interval", self.socket.ping_interval, 1_000, 10 * minute),
+            ("socket.pong_timeout", self.socket.pong_timeout, 100, 5 * minute),
+            ("socket.write_timeout", self.socket.write_timeout, 100, 5 * minute),
+            ("socket.close_timeout", self.socket.close_timeout, 100, 30_000),
+            ("socket.expiry_warning", self.socket.expiry_warning, 0, 60 * minute),
+            ("drain.notice", self.drain.notice, 0, minute),
+            ("drain.jitter", self.drain.jitter, 0, 5 * minute),
+            ("drain.deadline", self.drain.deadline, 1_000, 10 * minute),
+        ] {
+            let millis = u64::try_from(value.as_millis()).unwrap_or(u64::MAX);
+            if !(min..=max).contains(&millis) {
+                mistakes.push(format!("{setting}: must be from {min}ms to {max}ms"));
+            }
+        }
+    }
+
+    fn check_sizes(&self, mistakes: &mut Vec<String>) {
+        let limits = &self.limits;
+        let (kib, mib) = (ByteSize::kib, ByteSize::mib);
+        for (setting, value, min, max) in [
+            ("limits.frame_bytes", limits.frame_bytes, kib(1), mib(1)),
+            ("limits.first_frame_bytes", limits.first_frame_bytes, kib(1), kib(64)),
+            ("limits.body_bytes", limits.body_bytes, kib(1), mib(1)),
+            ("limits.header_bytes", limits.header_bytes, kib(8), mib(1)),
+            ("socket.read_buffer", self.socket.read_buffer, ByteSize::bytes(512), mib(1)),
+            ("socket.write_buffer", self.socket.write_buffer, ByteSize::bytes(512), mib(1)),
+        ] {
+            within(setting, value, min, max, mistakes);
+        }
+        for (setting, value) in [
+            ("limits.handshakes_per_ip", limits.handshakes_per_ip),
+            ("limits.connections_per_user", limits.connections_per_user),
+            ("limits.connections", limits.connections),
+            ("limits.frames_per_second", limits.frames_per_second),
+            ("limits.malformed_per_minute", limits.malformed_per_minute),
+        ] {
+            within(setting, value, 1, 10_000_000, mistakes);
+        }
+        within("socket.frame_queue", self.socket.frame_queue, 1, 1_024, mistakes);
+    }
+}
+
+fn within<T: PartialOrd + Display>(setting: &str, value: T, min: T, max: T, mistakes: &mut Vec<String>) {
+    if value < min || value > max {
+        mistakes.push(format!("{setting}: must be from {min} to {max}"));
+    }
+}
+
+fn is_loopback(url: &http::Uri) -> bool {
+    let host = url.host().unwrap_or_default();
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use chatbox_proto::settings::Vars;
+
+    use super::*;
+
+    const GOOD: &str = "origins = [\"https://app.test\"]\n[token]\nsecret = \"9pYb3mQx7LrT2vWc8KdF5hJnZsGa4EuM\"\n";
+
+    #[test]
+    fn the_defaults_need_only_a_secret_and_the_origins() {
+        Config::load(Some(GOOD), &Vars::new()).unwrap();
+        let mistakes = Config::load(None, &Vars::new()).unwrap_err().0;
+        assert_eq!(mistakes.len(), 2, "{mistakes:?}");
+    }
+
+    #[test]
+    fn every_bad_value_is_named() {
+        for (name, value) in [
+            ("LISTEN", "8080"),
+            ("METRICS_LISTEN", "localhost"),
+            ("PROFILE", "test"),
+            ("PATH_PREFIX", "chatbox"),
+            ("PATH_PREFIX", "/chatbox/"),
+            ("ORIGINS", "https://app.test/"),
+            ("ORIGINS", "*"),
+            ("ORIGINS", "http://app.test"),
+            ("FRAME_ANCESTORS", "https://a.test; script-src *"),
+            ("TRUSTED_PROXIES", "10.0.0.0/33"),
+            ("CORE_URL", "127.0.0.1:50051"),
+            ("CORE_URL", "http://core.test:50051"),
+            ("CORE_URL", "https://core.test/path"),
+            ("CORE_CHANNELS", "0"),
+            ("CORE_CHANNELS", "-1"),
+            ("CORE_CA_FILE", "ca.pem"),
+            ("CORE_CONNECT_TIMEOUT", "0s"),
+            ("CORE_CALL_TIMEOUT", "1h"),
+            ("CORE_KEEPALIVE", "10"),
+            ("TOKEN_ALGORITHM", "none"),
+            ("TOKEN_SECRET", "short"),
+            ("TOKEN_SECRET", "PLACEHOLDER-PLACEHOLDER-PLACEHOLDER"),
+            ("TOKEN_LEEWAY", "1h"),
+            ("LIMITS_HANDSHAKES_PER_IP", "0"),
+            ("LIMITS_CONNECTIONS", "0"),
+            ("LIMITS_FRAME_BYTES", "2MiB"),
+            ("LIMITS_FRAME_BYTES", "lots"),
+            ("LIMITS_HEADER_BYTES", "1KiB"),
+            ("LIMITS_OPEN_TIMEOUT", "0s"),
+            ("SOCKET_PING_INTERVAL", "0s"),
+            ("SOCKET_READ_BUFFER", "1B"),
+            ("SOCKET_FRAME_QUEUE", "0"),
+            ("HSTS_MAX_AGE", "1h"),
+            ("DRAIN_DEADLINE", "2s"),
+            ("LOG_FORMAT", "xml"),
+            ("LOG_FILTER", "=,="),
+            ("MISSPELT", "1"),
+        ] {
+            let vars = Vars::from([(format!("CHATBOX_EDGE_{name}"), value.to_owned())]);
+            let mistakes = Config::load(Some(GOOD), &vars).expect_err(name).0;
+            assert_eq!(mistakes.len(), 1, "{name}={value}: {mistakes:?}");
+            let setting = name.to_lowercase();
+            let named = mistakes[0].to_lowercase().replace('.', "_");
+            assert!(named.contains(&setting), "{name}={value}: {mistakes:?}");
+        }
+    }
+
+    #[test]
+    fn printed_values_hide_the_secret_and_can_be_read() {
+        let config = Config::load(Some(GOOD), &Vars::new()).unwrap();
+        let text = chatbox_proto::settings::print(&config);
+        assert!(!text.contains("9pYb3mQx7"), "{text}");
+        assert!(text.contains("frame_bytes = \"64KiB\""), "{text}");
+    }
+}

@@ -1,0 +1,157 @@
+//! Read the request, make the call, write the JSON: the same for every route.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{FromRequestParts as _, Query, RawPathParams, Request},
+    response::{IntoResponse as _, Response},
+};
+use chatbox_proto::{error_code::ErrorCode, json, status::Failure};
+use http::{HeaderMap, StatusCode, Uri, header, request::Parts};
+use http_body_util::{BodyExt as _, Limited};
+use prost::Message;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+
+use super::error::HttpFailure;
+use crate::{
+    auth,
+    core_api::{Call, Caller},
+    state::{Edge, Peer},
+};
+
+/// Where the fields of a request are, beside those in the path.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum From {
+    /// In the query, each as `name=value`.
+    Query,
+    /// In a JSON body; an empty one is an empty object.
+    Body,
+}
+
+/// Time for a client to send its body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Makes the unary call that a route stands for.
+pub(super) async fn forward<Req, Resp>(
+    edge: &Arc<Edge>,
+    call: Call,
+    from: From,
+    request: Request,
+) -> Result<Response, HttpFailure>
+where
+    Req: Message + Default + DeserializeOwned,
+    Resp: Message + Default + Serialize,
+{
+    let (mut parts, body) = request.into_parts();
+    let caller = authenticate(edge, &parts).await?;
+    let mut fields = path_fields(&mut parts).await;
+    match from {
+        From::Query => add_query(&mut fields, &parts.uri)?,
+        From::Body => add_body(&mut fields, &parts.headers, body, edge.config.limits.body_bytes.as_usize()).await?,
+    }
+    let message: Req = read(&fields)?;
+    let answer = edge.core.call(call, &caller, message.encode_to_vec().into()).await?;
+    let answer = Resp::decode(answer).map_err(|error| {
+        tracing::error!(rpc.method = call.method, error = %error, "core's answer does not decode");
+        Failure::internal()
+    })?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], json::to_vec(&answer)).into_response())
+}
+
+async fn authenticate(edge: &Edge, parts: &Parts) -> Result<Caller, Failure> {
+    let headers = &parts.headers;
+    let peer = parts.extensions.get::<Peer>().copied().ok_or_else(Failure::internal)?;
+    let client_ip = edge.client_ip(peer, headers);
+    let token = auth::bearer(headers).map_err(|error| auth::refused(error, client_ip))?;
+    let token = token.ok_or_else(Failure::unauthenticated)?;
+    auth::verify(&edge.verifier, token, client_ip).await?;
+    Ok(auth::caller(token, client_ip, headers))
+}
+
+async fn path_fields(parts: &mut Parts) -> Map<String, Value> {
+    let params = RawPathParams::from_request_parts(parts, &()).await;
+    let pairs = params.iter().flat_map(|params| params.iter());
+    pairs.map(|(name, value)| (name.to_owned(), Value::String(value.to_owned()))).collect()
+}
+
+fn add_query(fields: &mut Map<String, Value>, uri: &Uri) -> Result<(), Failure> {
+    let pairs = Query::<Vec<(String, String)>>::try_from_uri(uri)
+        .map_err(|_| Failure::invalid("query", "must be name=value pairs in UTF-8"))?;
+    pairs.0.into_iter().try_for_each(|(name, value)| add(fields, name, Value::String(value)))
+}
+
+async fn add_body(
+    fields: &mut Map<String, Value>,
+    headers: &HeaderMap,
+    body: Body,
+    limit: usize,
+) -> Result<(), HttpFailure> {
+    let body = collect(body, limit).await?;
+    if body.is_empty() {
+        return Ok(());
+    }
+    if !is_json(headers) {
+        let failure = Failure::invalid("content-type", "must be application/json");
+        return Err(HttpFailure::with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE, failure));
+    }
+    let body: Map<String, Value> = json::from_slice(&body).map_err(|mut failure| {
+        // The whole text is called a frame there.
+        for (field, _) in failure.violations.iter_mut().filter(|(field, _)| field == "frame") {
+            *field = "body".into();
+        }
+        failure
+    })?;
+    Ok(body.into_iter().try_for_each(|(name, value)| add(fields, name, value))?)
+}
+
+async fn collect(body: Body, limit: usize) -> Result<Bytes, HttpFailure> {
+    let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, limit).collect()).await;
+    match collected {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+            let failure = Failure::new(
+                ErrorCode::ResourceExhausted,
+                "BODY_TOO_LARGE",
+                format!("the body may have at most {limit} bytes"),
+            );
+            Err(HttpFailure::with_status(StatusCode::PAYLOAD_TOO_LARGE, failure))
+        }
+        Ok(Err(_)) => Err(Failure::invalid("body", "could not be read").into()),
+        Err(_) => {
+            let failure = Failure::new(ErrorCode::DeadlineExceeded, "BODY_TOO_SLOW", "the body took too long");
+            Err(HttpFailure::with_status(StatusCode::REQUEST_TIMEOUT, failure))
+        }
+    }
+}
+
+/// A page of another origin can send other types without asking first (a "simple request").
+fn is_json(headers: &HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
+}
+
+/// A field may be given once, under either spelling: the path's cannot be overruled.
+fn add(fields: &mut Map<String, Value>, name: String, value: Value) -> Result<(), Failure> {
+    let same = |known: &String| known.replace('_', "").eq_ignore_ascii_case(&name.replace('_', ""));
+    if fields.keys().any(same) {
+        return Err(Failure::invalid(name, "is given twice"));
+    }
+    fields.insert(name, value);
+    Ok(())
+}
+
+fn read<Req: DeserializeOwned>(fields: &Map<String, Value>) -> Result<Req, Failure> {
+    let text = json::to_vec(fields);
+    json::from_slice_strict(&text).map_err(|mut failure| {
+        // Lines and columns would be those of a text that nobody wrote.
+        for (field, rule) in &mut failure.violations {
+            if !rule.starts_with("no such field") {
+                *rule = "is not of the field's type, or out of its range".into();
+            }
+            failure.message = format!("{field}: {rule}").into();
+        }
+        failure
+    })
+}

@@ -1,0 +1,57 @@
+//! A failure as an HTTP answer: the table's status, an `ErrorResponse` as body, and the headers that belong to it.
+
+use axum::response::{IntoResponse, Response};
+use chatbox_proto::{error_code::ErrorCode, json, status::Failure, v1};
+use http::{HeaderValue, StatusCode, header};
+
+/// A failure on its way to the client.
+#[derive(Debug)]
+pub(crate) struct HttpFailure {
+    failure: Failure,
+    status: StatusCode,
+}
+
+impl HttpFailure {
+    /// With another status than the table's, where HTTP has a better one.
+    pub(crate) fn with_status(status: StatusCode, failure: Failure) -> Self {
+        Self { failure, status }
+    }
+}
+
+impl From<Failure> for HttpFailure {
+    fn from(failure: Failure) -> Self {
+        let status = StatusCode::from_u16(failure.code.http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        Self { failure, status }
+    }
+}
+
+impl IntoResponse for HttpFailure {
+    fn into_response(self) -> Response {
+        let Self { failure, status } = self;
+        let retry_after = failure.retry_after;
+        let body = json::to_vec(&v1::ErrorResponse { error: Some(failure.into_event(String::new())) });
+        let mut response = (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
+        if let Some(delay) = retry_after {
+            // Whole seconds, and never "at once".
+            let seconds = delay.as_millis().div_ceil(1000).max(1);
+            if let Ok(value) = HeaderValue::try_from(seconds.to_string()) {
+                response.headers_mut().insert(header::RETRY_AFTER, value);
+            }
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+/// No such route.
+pub(crate) async fn not_found() -> HttpFailure {
+    Failure::new(ErrorCode::NotFound, "ROUTE_NOT_FOUND", "there is nothing here").into()
+}
+
+/// The route exists, the method does not.
+pub(crate) async fn method_not_allowed() -> HttpFailure {
+    let failure = Failure::new(ErrorCode::Unimplemented, "METHOD_NOT_ALLOWED", "the route does not have this method");
+    HttpFailure::with_status(StatusCode::METHOD_NOT_ALLOWED, failure)
+}

@@ -1,0 +1,12 @@
+//! The HTTP side: one file per family of routes, each a thin forward to core. Errors are bodies of `ErrorResponse`, made in
+//! one place.
+
+mod call;
+pub(crate) mod error;
+pub(crate) mod health;
+pub(crate) mod messages;
+pub(crate) mod models;
+pub(crate) mod observe;
+pub(crate) mod pages;
+pub(crate) mod server;
+pub(crate) mod sessions;

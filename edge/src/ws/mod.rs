@@ -1,0 +1,15 @@
+//! The WebSocket side. [`upgrade`] checks the handshake; [`connection`] is one task that polls three parts side by side: the
+//! reader (socket to frames), the session (what a frame means now; pure state) and the writer (events to socket). None
+//! waits for another: a core that takes no frames does not stop events, and a client that takes no events does not stop its
+//! own `stop`. Nothing here survives the connection.
+
+mod attach;
+mod close;
+mod connection;
+mod deadlines;
+mod frame;
+mod reader;
+mod session;
+mod socket;
+pub(crate) mod upgrade;
+mod writer;

@@ -99,7 +99,7 @@ def check_settings(root):
         except tomllib.TOMLDecodeError as error:
             yield path, str(error)
             continue
-        if "secret" in settings.get("token", {}) or any(len(str(key)) > 32 for key in settings.get("keys", {}).values()):
+        if "secret" in settings.get("token", {}) or any("key" in key for key in settings.get("keys", {}).get("ring", [])):
             yield path, "holds a secret"
 
 
@@ -125,9 +125,9 @@ def check_prerequisites(root):
     """The deploy check refuses an empty folder of secrets and placeholders, and takes real ones."""
     path = "deployments/check.py"
     random = [base64.b64encode(hashlib.sha256(name.encode()).digest()).decode() for name in ("one", "two", "cut")]
-    good = {"CHATBOX_TOKEN_SECRET": random[0], "CHATBOX_CORE_KEYS_K1": random[1]}
+    good = {"CHATBOX_TOKEN_SECRET": random[0], "CHATBOX_CORE_KEYS_RING_0_KEY": random[1]}
     cases = [(good, 0), ({}, 1), ({**good, "CHATBOX_TOKEN_SECRET": "PLACEHOLDER" * 4}, 1)]
-    cases += [({**good, "CHATBOX_CORE_KEYS_K1": random[2][:24]}, 1)]
+    cases += [({**good, "CHATBOX_CORE_KEYS_RING_0_KEY": random[2][:24]}, 1)]
     with tempfile.TemporaryDirectory() as folder:
         # Without the secrets that this machine may have.
         for name in ("compose.yaml", "core.toml", "edge.toml"):
@@ -167,6 +167,7 @@ BREAKS = [
     ("deployments/compose.yaml", r"stop_grace_period: \w+", "", "drain"),
     ("deployments/core.toml", r"profile = ", "profile ", "core.toml"),
     ("deployments/edge.toml", r"\Z", "\n[token]\nsecret = 'x'\n", "secret"),
+    ("deployments/core.toml", r"\Z", "key = 'x'\n", "secret"),
     (".github/workflows/ci.yml", r"@[0-9a-f]{40}", "@v6", "pinned"),
     (".github/workflows/ci.yml", r"make lint", "cargo clippy", "make target"),
     (".github/workflows/ci.yml", r"cancel-in-progress: true", "cancel-in-progress: false", "cancelled"),

@@ -180,7 +180,7 @@ fn document(append: &Append) -> LogDocument {
 async fn made(store: &Arc<dyn SessionStore>, owner: &str) -> Header {
     match store.create_session(new_session(owner, SlotRule::Unlimited)).await.unwrap() {
         Created::New(header) => header,
-        other => panic!("{other:?}"),
+        other @ (Created::SlotTaken(_) | Created::Repeated(_) | Created::RequestReused) => panic!("{other:?}"),
     }
 }
 

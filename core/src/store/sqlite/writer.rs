@@ -4,7 +4,10 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use rusqlite::Connection;
@@ -159,6 +162,8 @@ pub(super) struct WriterThread {
     pub(super) readers: Arc<RwLock<()>>,
     /// Pieces of work in one commit at most.
     pub(super) max_group: usize,
+    /// Commits that reached the disk.
+    pub(super) commits: Arc<AtomicU64>,
     /// A commit failed and may have left a commit mark behind the log's end, where a restart would find it. The next
     /// commit overwrites it; until then nothing is answered.
     pub(super) unsettled: bool,
@@ -191,6 +196,7 @@ impl WriterThread {
         }
         let Err(error) = self.execute("COMMIT") else {
             self.unsettled = false;
+            self.commits.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         };
         self.roll_back();

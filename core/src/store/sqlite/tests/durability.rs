@@ -3,20 +3,31 @@
 use std::{fs, path::Path, process::Command};
 
 use super::*;
-use crate::store::sqlite::{Synchronous, tests::child};
+use crate::store::{
+    StoreErrorKind,
+    sqlite::{Synchronous, tests::child},
+};
 
 const APPENDS: u64 = 12;
 
-/// Appends one after the other, saying before and after each what it does. It is not waited for by anybody else, so
-/// whatever is synced is synced for it.
+/// Appends one after the other, saying before and after each what it does; resolves what is unknown as a caller would.
+/// Nothing else goes on, so whatever is synced is synced for it. Not closed: as if it were killed at the end.
 async fn append_in_turn(store: &SqliteStore) {
     let id = child::sessions(store).await[0];
     let mut head = 0;
     for n in 0..APPENDS {
         child::say(&format!("begin {n}"));
-        let verdict = store.append(child::append(id, 0, head)).await;
+        let append = child::append(id, 0, head);
+        let append_id = append.append_id;
+        let verdict = store.append(append).await;
         child::say(&format!("acked {n} {}", child::word(&verdict)));
         head += u64::from(verdict.is_ok());
+        if verdict.is_err_and(|error| error.kind() == StoreErrorKind::OutcomeUnknown) {
+            match store.find_append(id, append_id).await {
+                Ok(found) => child::say(&format!("resolved {n} {found:?}")),
+                Err(error) => child::say(&format!("resolved {n} {:?}", error.kind())),
+            }
+        }
     }
 }
 
@@ -96,8 +107,7 @@ const OBSERVE: [&str; 2] = ["-e", "trace=fdatasync,fsync,write,pwrite64"];
 #[tokio::test]
 async fn the_log_is_synced_before_an_append_is_acknowledged() {
     if let Some(store) = child::store() {
-        append_in_turn(&store).await;
-        return store.close().await;
+        return append_in_turn(&store).await;
     }
     let test = concat!(module_path!(), "::the_log_is_synced_before_an_append_is_acknowledged");
     let folder = tempfile::tempdir().unwrap();
@@ -114,20 +124,90 @@ async fn the_log_is_synced_before_an_append_is_acknowledged() {
     );
 }
 
-/// What the child said of its appends.
-fn verdicts(output: &str) -> Vec<&str> {
-    output.lines().filter_map(|line| line.strip_prefix("acked ")?.split_once(' ')).map(|(_, verdict)| verdict).collect()
-}
+/// Runs the test's child part on a disk that fails as `rule` says, for the write-ahead log alone and counted in the writer
+/// thread. Returns what became of the appends, what unknown ones were resolved to, and the head found afterwards.
+async fn with_failing_disk(test: &str, rule: &str) -> (Vec<String>, Vec<String>, u64) {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().canonicalize().unwrap();
+    let (log, inject) = (folder.join("data/chatbox.db-wal"), format!("inject={rule}"));
+    let rules = ["-P", log.to_str().unwrap(), "-e", "trace=fdatasync,fsync,pwrite64", "-e", &inject];
+    let (trace, output) = trace(test, &folder, Synchronous::Full, &rules);
+    assert!(trace.contains("(INJECTED)"), "the disk did not fail:\n{trace}");
+    let said = |what: &str| -> Vec<String> {
+        let words = output.lines().filter_map(|line| line.strip_prefix(what)?.split_once(' '));
+        words.map(|(_, word)| word.to_owned()).collect()
+    };
 
-async fn heads(folder: &Path) -> u64 {
     let store = SqliteStore::open_in(&folder.join("data"), &SqliteOptions::default()).unwrap();
     let id = child::sessions(&store).await[0];
-    let head = store.head(id).await.unwrap();
     let documents = store.read_after(id, 0, u32::MAX).await.unwrap();
     for (n, document) in (1..).zip(&documents) {
         assert_eq!((document.first_seq, &document.sealed), (n, &child::content(0, n)));
     }
+    let head = store.head(id).await.unwrap();
     assert_eq!(documents.len() as u64, head);
     store.close().await;
-    head
+    (said("acked "), said("resolved "), head)
+}
+
+/// So many at the beginning, so many of one kind after them, the rest as at the beginning.
+fn split(verdicts: &[String], odd: &str) -> (usize, usize, usize) {
+    let before = verdicts.iter().take_while(|verdict| *verdict == "Done").count();
+    let between = verdicts[before..].iter().take_while(|verdict| *verdict == odd).count();
+    let after = verdicts[before + between..].iter().take_while(|verdict| *verdict == "Done").count();
+    assert_eq!(before + between + after, verdicts.len(), "{verdicts:?}");
+    (before, between, after)
+}
+
+#[tokio::test]
+async fn after_a_sync_that_failed_once_the_append_is_certainly_not_there() {
+    if let Some(store) = child::store() {
+        return append_in_turn(&store).await;
+    }
+    let test = concat!(module_path!(), "::after_a_sync_that_failed_once_the_append_is_certainly_not_there");
+    let (verdicts, resolved, head) = with_failing_disk(test, "fdatasync,fsync:error=EIO:when=13").await;
+    let (before, failed, after) = split(&verdicts, "Unavailable");
+    assert!(before > 0 && failed == 1 && after > 0, "{verdicts:?}");
+    assert_eq!(resolved, Vec::<String>::new());
+    assert_eq!(head, (before + after) as u64);
+}
+
+#[tokio::test]
+async fn while_nothing_can_be_synced_the_outcome_is_unknown_and_is_not_resolved_either() {
+    if let Some(store) = child::store() {
+        return append_in_turn(&store).await;
+    }
+    let test =
+        concat!(module_path!(), "::while_nothing_can_be_synced_the_outcome_is_unknown_and_is_not_resolved_either");
+    let (verdicts, resolved, head) = with_failing_disk(test, "fdatasync,fsync:error=EIO:when=13+").await;
+    let (before, failed, after) = split(&verdicts, "OutcomeUnknown");
+    assert!(before > 0 && failed > 1 && after == 0, "{verdicts:?}");
+    assert_eq!(resolved, vec!["OutcomeUnknown"; failed], "no answer is final yet");
+    // The last of them may be found by a restart: it was promised to neither side.
+    assert!((before as u64..=before as u64 + 1).contains(&head), "{head} of {verdicts:?}");
+}
+
+#[tokio::test]
+async fn an_unknown_outcome_is_resolved_as_soon_as_the_disk_works_again() {
+    if let Some(store) = child::store() {
+        return append_in_turn(&store).await;
+    }
+    let test = concat!(module_path!(), "::an_unknown_outcome_is_resolved_as_soon_as_the_disk_works_again");
+    let (verdicts, resolved, head) = with_failing_disk(test, "fdatasync,fsync:error=EIO:when=13..14").await;
+    let (before, failed, after) = split(&verdicts, "OutcomeUnknown");
+    assert!(before > 0 && failed == 1 && after > 0, "{verdicts:?}");
+    assert_eq!(resolved, ["None"]);
+    assert_eq!(head, (before + after) as u64, "and it stayed so");
+}
+
+#[tokio::test]
+async fn on_a_full_disk_appends_fail_as_full_and_what_was_acknowledged_is_there() {
+    if let Some(store) = child::store() {
+        return append_in_turn(&store).await;
+    }
+    let test = concat!(module_path!(), "::on_a_full_disk_appends_fail_as_full_and_what_was_acknowledged_is_there");
+    let (verdicts, _, head) = with_failing_disk(test, "pwrite64:error=ENOSPC:when=80+").await;
+    let (before, failed, after) = split(&verdicts, "Full");
+    assert!(before > 0 && failed > 0 && after == 0, "{verdicts:?}");
+    assert_eq!(head, before as u64);
 }

@@ -8,6 +8,7 @@ pub mod error_code;
 pub mod ids;
 pub mod json;
 pub mod peek;
+pub mod settings;
 pub mod status;
 pub mod token;
 

@@ -4,6 +4,19 @@
 //! timeouts between chunks, retries before the first token and the total limit are the same for all and live in
 //! `guard`. The end of the stream without [`Chunk::Finished`] is an error: a truncated answer must never look complete.
 
+pub mod demo;
+pub mod guard;
+pub mod http;
+pub mod openai;
+pub mod registry;
+pub mod sse;
+pub mod tokens;
+
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+mod scripted;
+
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 

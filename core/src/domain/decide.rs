@@ -1,0 +1,327 @@
+//! Decisions: what may be appended to a session in a given state. Pure: whoever appends the result at the state's head has
+//! validated it; a conflict means deciding again.
+
+use chatbox_proto::ids::MessageId;
+
+use super::{
+    entry::{EndReason, EntryKind, FinishReason, Message, ReplyFinished, ReplyStarted, Sender, SenderRole, Usage},
+    session::{Responder, RunningReply, SessionState},
+};
+
+/// Why nothing may be appended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// The session takes no more messages.
+    #[error("the session has ended")]
+    Ended,
+    /// As many messages wait for a reply as may.
+    #[error("too many messages wait for a reply")]
+    TooManyUnanswered,
+    /// The reply is not the one that runs.
+    #[error("the reply does not run")]
+    NotRunning,
+}
+
+/// A reply that may be started along with a decision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NextReply {
+    /// Its id.
+    pub id: MessageId,
+    /// The model that answers: the selected one, or what stands in for one that was removed.
+    pub model: String,
+}
+
+/// How a running reply ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// How.
+    pub finish: FinishReason,
+    /// The whole text that is kept.
+    pub text: String,
+    /// What it used.
+    pub usage: Usage,
+    /// The provider's own id of the request.
+    pub provider_request_id: Option<String>,
+}
+
+/// A message is written; unless a reply runs or a person holds the session, one reply starts for everything that waits.
+/// `next` is `None` while no reply may start (the core is leaving): the message then waits.
+///
+/// # Errors
+/// [`Rejection::Ended`], [`Rejection::TooManyUnanswered`].
+pub fn send(
+    state: &SessionState,
+    message: Message,
+    next: Option<NextReply>,
+    max_unanswered: usize,
+) -> Result<Vec<EntryKind>, Rejection> {
+    if state.ended.is_some() {
+        return Err(Rejection::Ended);
+    }
+    let wants_reply = message.sender.role == SenderRole::User && state.responder == Responder::Assistant;
+    if wants_reply && state.unanswered.len() >= max_unanswered {
+        return Err(Rejection::TooManyUnanswered);
+    }
+    let mut answers = state.unanswered.clone();
+    answers.push(message.id);
+    let mut entries = vec![EntryKind::Message(message)];
+    if let (true, None, Some(next)) = (wants_reply, &state.running, next) {
+        entries.push(start(next, answers));
+    }
+    Ok(entries)
+}
+
+/// What waits is answered; empty when nothing does.
+#[must_use]
+pub fn answer(state: &SessionState, next: NextReply) -> Vec<EntryKind> {
+    if state.needs_reply() { vec![start(next, state.unanswered.clone())] } else { Vec::new() }
+}
+
+/// The running reply ends; what was sent meanwhile is answered by one reply that starts in the same append.
+///
+/// # Errors
+/// [`Rejection::NotRunning`] when another reply runs, or none.
+pub fn finish_reply(
+    state: &SessionState,
+    id: MessageId,
+    ending: Ending,
+    next: Option<NextReply>,
+) -> Result<Vec<EntryKind>, Rejection> {
+    let running = state.running.as_ref().filter(|running| running.id == id).ok_or(Rejection::NotRunning)?;
+    let mut entries = vec![finish(running, ending)];
+    if let Some(next) = next
+        && !state.unanswered.is_empty()
+        && state.ended.is_none()
+        && state.responder == Responder::Assistant
+    {
+        entries.push(start(next, state.unanswered.clone()));
+    }
+    Ok(entries)
+}
+
+/// The session ends. A running reply is cancelled with `text`, its words so far; messages that still wait get a reply that
+/// is cancelled before its first word, so that each accepted message is named by exactly one reply.
+///
+/// # Errors
+/// [`Rejection::Ended`].
+pub fn end(
+    state: &SessionState,
+    by: Option<Sender>,
+    reason: EndReason,
+    ending: impl FnOnce() -> Ending,
+    next: NextReply,
+) -> Result<Vec<EntryKind>, Rejection> {
+    if state.ended.is_some() {
+        return Err(Rejection::Ended);
+    }
+    let mut entries = Vec::new();
+    if let Some(running) = &state.running {
+        entries.push(finish(running, ending()));
+    }
+    if !state.unanswered.is_empty() && state.responder == Responder::Assistant {
+        let started_seq = state.head + entries.len() as u64 + 1;
+        let (id, model) = (next.id, next.model.clone());
+        entries.push(start(next, state.unanswered.clone()));
+        entries.push(EntryKind::ReplyFinished(ReplyFinished {
+            id,
+            started_seq,
+            text: String::new(),
+            finish: FinishReason::Cancelled,
+            usage: Usage::default(),
+            provider_request_id: None,
+            model,
+        }));
+    }
+    entries.push(EntryKind::Ended { by, reason });
+    Ok(entries)
+}
+
+fn start(next: NextReply, answers: Vec<MessageId>) -> EntryKind {
+    EntryKind::ReplyStarted(ReplyStarted { id: next.id, model: next.model, answers, supersedes: None })
+}
+
+fn finish(running: &RunningReply, ending: Ending) -> EntryKind {
+    EntryKind::ReplyFinished(ReplyFinished {
+        id: running.id,
+        started_seq: running.started_seq,
+        text: ending.text,
+        finish: ending.finish,
+        usage: ending.usage,
+        provider_request_id: ending.provider_request_id,
+        model: running.model.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::domain::{
+        entry::{Entry, Fact},
+        time::Timestamp,
+    };
+
+    const MAX: usize = 8;
+
+    fn visitor() -> Sender {
+        Sender { role: SenderRole::User, user_id: "alice".into(), display_name: String::new() }
+    }
+
+    fn message(text: &str) -> Message {
+        Message {
+            id: MessageId::generate(),
+            sender: visitor(),
+            client_message_id: Some(text.into()),
+            text: text.into(),
+            file_ids: Vec::new(),
+        }
+    }
+
+    fn new_reply() -> NextReply {
+        NextReply { id: MessageId::generate(), model: "demo".into() }
+    }
+
+    fn next() -> Option<NextReply> {
+        Some(new_reply())
+    }
+
+    fn ending(finish: FinishReason) -> Ending {
+        Ending { finish, text: "partial".into(), usage: Usage::default(), provider_request_id: None }
+    }
+
+    fn append(state: &mut SessionState, log: &mut Vec<Entry>, kinds: Vec<EntryKind>) {
+        for kind in kinds {
+            let entry = Entry { seq: state.head + 1, fact: Fact { at: Timestamp::from_millis(1), kind } };
+            state.apply(&entry).expect("decisions follow the head");
+            log.push(entry);
+        }
+    }
+
+    fn empty() -> SessionState {
+        SessionState::new("demo".into(), Timestamp::from_millis(0))
+    }
+
+    #[test]
+    fn a_first_message_starts_a_reply_in_the_same_append() {
+        let state = empty();
+        let entries = send(&state, message("hi"), next(), MAX).unwrap();
+        assert!(matches!(entries[..], [EntryKind::Message(_), EntryKind::ReplyStarted(_)]));
+    }
+
+    #[test]
+    fn messages_during_a_reply_are_answered_by_one_reply_when_it_ends() {
+        let (mut state, mut log) = (empty(), Vec::new());
+        let first = send(&state, message("1"), next(), MAX).unwrap();
+        append(&mut state, &mut log, first);
+        for text in ["2", "3"] {
+            let more = send(&state, message(text), next(), MAX).unwrap();
+            assert_eq!(more.len(), 1);
+            append(&mut state, &mut log, more);
+        }
+        let waiting = state.unanswered.clone();
+        let id = state.running.as_ref().unwrap().id;
+        let entries = finish_reply(&state, id, ending(FinishReason::Stop), next()).unwrap();
+        let EntryKind::ReplyStarted(started) = &entries[1] else { panic!("no reply started") };
+        assert_eq!(started.answers, waiting);
+    }
+
+    #[test]
+    fn the_ninth_waiting_message_is_refused() {
+        let (mut state, mut log) = (empty(), Vec::new());
+        for n in 0..=MAX {
+            let entries = send(&state, message(&n.to_string()), next(), MAX).unwrap();
+            append(&mut state, &mut log, entries);
+        }
+        assert_eq!(send(&state, message("x"), next(), MAX), Err(Rejection::TooManyUnanswered));
+    }
+
+    #[test]
+    fn only_the_running_reply_can_be_finished() {
+        let (mut state, mut log) = (empty(), Vec::new());
+        let entries = send(&state, message("1"), next(), MAX).unwrap();
+        append(&mut state, &mut log, entries);
+        let stale = MessageId::generate();
+        assert_eq!(finish_reply(&state, stale, ending(FinishReason::Stop), next()), Err(Rejection::NotRunning));
+    }
+
+    #[test]
+    fn an_entry_out_of_order_changes_nothing() {
+        let mut state = empty();
+        let before = state.clone();
+        let entry = Entry {
+            seq: 2,
+            fact: Fact { at: Timestamp::from_millis(9), kind: EntryKind::ModelSelected { model: "x".into() } },
+        };
+        assert_eq!(state.apply(&entry), Err(OutOfOrder { head: 0, found: 2 }));
+        assert_eq!(state, before);
+    }
+
+    use crate::domain::session::OutOfOrder;
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Send { leaving: bool },
+        Finish(FinishReason),
+        Answer,
+        End,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            5 => any::<bool>().prop_map(|leaving| Step::Send { leaving }),
+            3 => prop::sample::select(vec![FinishReason::Stop, FinishReason::Cancelled, FinishReason::Interrupted])
+                .prop_map(Step::Finish),
+            2 => Just(Step::Answer),
+            1 => Just(Step::End),
+        ]
+    }
+
+    proptest! {
+        /// Invariant 4, whatever happens in whatever order: each accepted message is named by exactly one reply with exactly
+        /// one terminal outcome, once the session has ended and nothing is left to do.
+        #[test]
+        fn each_message_is_answered_by_exactly_one_finished_reply(steps in prop::collection::vec(step(), 0..60)) {
+            let (mut state, mut log) = (empty(), Vec::new());
+            for step in steps.into_iter().chain([Step::End]) {
+                let decided = match step {
+                    Step::Send { leaving } => send(&state, message("m"), if leaving { None } else { next() }, MAX),
+                    Step::Finish(reason) => match state.running.as_ref().map(|r| r.id) {
+                        Some(id) => finish_reply(&state, id, ending(reason), next()),
+                        None => Err(Rejection::NotRunning),
+                    },
+                    Step::Answer => Ok(answer(&state, new_reply())),
+                    Step::End => end(&state, None, EndReason::Idle, || ending(FinishReason::Cancelled), new_reply()),
+                };
+                if let Ok(kinds) = decided {
+                    append(&mut state, &mut log, kinds);
+                }
+                prop_assert!(state.unanswered.len() <= MAX);
+            }
+            let mut answered: HashMap<MessageId, u32> = HashMap::new();
+            let mut finished: HashMap<MessageId, u32> = HashMap::new();
+            let mut started = Vec::new();
+            let mut messages = Vec::new();
+            for entry in &log {
+                match &entry.fact.kind {
+                    EntryKind::Message(m) => messages.push(m.id),
+                    EntryKind::ReplyStarted(r) => {
+                        started.push((r.id, entry.seq));
+                        for id in &r.answers { *answered.entry(*id).or_default() += 1; }
+                    }
+                    EntryKind::ReplyFinished(r) => {
+                        *finished.entry(r.id).or_default() += 1;
+                        prop_assert!(started.contains(&(r.id, r.started_seq)));
+                    }
+                    _ => {}
+                }
+            }
+            for id in messages { prop_assert_eq!(answered.get(&id), Some(&1)); }
+            for (id, _) in started { prop_assert_eq!(finished.get(&id), Some(&1)); }
+            prop_assert!(!state.is_unfinished());
+            prop_assert_eq!(state.head, log.len() as u64);
+        }
+    }
+}

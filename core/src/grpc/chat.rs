@@ -1,0 +1,260 @@
+//! One `Chat` stream: a task that takes the client's frames and hands them to the room, while the room's events go straight
+//! from the subscriber's queue into the response.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use chatbox_proto::{
+    error_code::{ErrorCode, close},
+    status::Failure,
+    token::Identity,
+    v1::{ChatRequest, chat_response as response},
+};
+use prost::Message as _;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::Streaming;
+
+use super::{
+    auth::Authenticator,
+    convert::{self, ClientFrame, Open},
+};
+use crate::{
+    domain::{entry::Sender, time::Timestamp},
+    session::{Attach, Closed, OpenSession, Queue, Sessions, event},
+};
+
+/// `token_expiring` is sent this long before the end.
+const EXPIRY_WARNING: Duration = Duration::from_secs(60);
+
+/// Frames that cannot be decoded, per [`STRIKE_WINDOW`], before the stream is closed.
+const MAX_STRIKES: usize = 10;
+const STRIKE_WINDOW: Duration = Duration::from_secs(60);
+
+/// One stream of one caller.
+pub(super) struct Connection {
+    pub(super) sessions: Sessions,
+    pub(super) authenticator: Authenticator,
+    pub(super) identity: Identity,
+    pub(super) caller: Sender,
+    pub(super) queue: Queue,
+    /// The server is leaving.
+    pub(super) leaving: CancellationToken,
+    open: Option<OpenSession>,
+    strikes: VecDeque<Instant>,
+    warned: bool,
+}
+
+/// What follows from a frame.
+enum Next {
+    Go,
+    /// The stream ends in order.
+    End,
+}
+
+impl Connection {
+    pub(super) fn new(
+        sessions: Sessions,
+        authenticator: Authenticator,
+        identity: Identity,
+        caller: Sender,
+        queue: Queue,
+        leaving: CancellationToken,
+    ) -> Self {
+        Self {
+            sessions,
+            authenticator,
+            identity,
+            caller,
+            queue,
+            leaving,
+            open: None,
+            strikes: VecDeque::new(),
+            warned: false,
+        }
+    }
+
+    /// Serves the stream until one side ends it.
+    pub(super) async fn run(mut self, mut frames: Streaming<Bytes>) {
+        let mut half_closed = false;
+        loop {
+            let expiry = self.next_expiry();
+            tokio::select! {
+                biased;
+                () = self.queue.wait_closed() => break,
+                // `message` is cancel-safe: what was decoded stays in the stream's buffer.
+                frame = frames.message(), if !half_closed => match frame {
+                    Ok(Some(bytes)) => match self.frame(bytes).await {
+                        Next::Go => {}
+                        Next::End => break,
+                    },
+                    Ok(None) => {
+                        half_closed = true;
+                        match &self.open {
+                            Some(open) => open.room.half_close(open.subscriber).await,
+                            None => break,
+                        }
+                    }
+                    Err(status) => {
+                        tracing::debug!(code = ?status.code(), "a chat stream broke");
+                        break;
+                    }
+                },
+                () = tokio::time::sleep_until(expiry) => self.expire(),
+                () = room_closed(self.open.as_ref()) => self.room_gone(),
+                // Streams with a session are told by their room.
+                () = self.leaving.cancelled(), if self.open.is_none() => {
+                    self.queue.push(event::going_away("SHUTTING_DOWN", Duration::from_millis(500), close::GOING_AWAY));
+                    self.queue.close(Closed::Failed(leaving()));
+                }
+            }
+        }
+        if let Some(open) = self.open.take() {
+            open.room.detach(open.subscriber).await;
+        }
+        // Whoever got here first has said why; in order otherwise.
+        self.queue.close(Closed::Done);
+    }
+
+    async fn frame(&mut self, bytes: Bytes) -> Next {
+        let request = match ChatRequest::decode(bytes) {
+            Ok(request) => request,
+            Err(error) => {
+                tracing::debug!(%error, "a frame could not be decoded");
+                self.strike(String::new(), Failure::invalid("frame", "must be a ChatRequest message"));
+                return Next::Go;
+            }
+        };
+        let request_id = request.request_id.clone();
+        if let Err(failure) = convert::printable("request_id", &request_id) {
+            self.strike(String::new(), failure);
+            return Next::Go;
+        }
+        if request.frame.is_none() {
+            self.strike(request_id, Failure::invalid("frame", "exactly one known frame must be set"));
+            return Next::Go;
+        }
+        match self.handle(request).await {
+            Ok(next) => next,
+            Err(failure) => {
+                self.queue.push(event::error(request_id, failure));
+                Next::Go
+            }
+        }
+    }
+
+    async fn handle(&mut self, request: ChatRequest) -> Result<Next, Failure> {
+        let request_id = request.request_id.clone();
+        let sender = self.open.as_ref().map(|_| &self.caller);
+        match convert::frame(request, sender)? {
+            ClientFrame::Open(open) => self.open(request_id, open).await?,
+            ClientFrame::Room(frame) => {
+                let open = self.open.as_ref().ok_or_else(convert::not_open)?;
+                open.room.frame(open.subscriber, request_id, frame).await?;
+            }
+            ClientFrame::RefreshToken(token) => self.refresh(request_id, &token).await?,
+            ClientFrame::Detach => {
+                if !request_id.is_empty() {
+                    self.queue.push(event::ack(request_id, None, 0, false));
+                }
+                return Ok(Next::End);
+            }
+        }
+        Ok(Next::Go)
+    }
+
+    async fn open(&mut self, request_id: String, open: Open) -> Result<(), Failure> {
+        if self.open.is_some() {
+            return Err(Failure::new(
+                ErrorCode::FailedPrecondition,
+                "ALREADY_OPEN",
+                "one stream serves one session; open another stream",
+            ));
+        }
+        let join = |created, done| Attach {
+            queue: self.queue.clone(),
+            sender: self.caller.clone(),
+            after_seq: open.after_seq,
+            reply: open.reply,
+            request_id: request_id.clone(),
+            created,
+            done,
+        };
+        self.open = Some(self.sessions.attach(&self.caller, open.session, &open.model, join).await?);
+        Ok(())
+    }
+
+    async fn refresh(&mut self, request_id: String, token: &str) -> Result<(), Failure> {
+        let identity = self.authenticator.token(token).await?;
+        if !identity.same_caller(&self.identity) {
+            return Err(Failure::invalid("refresh_token.token", "subject, roles and scopes must not change"));
+        }
+        self.identity = identity;
+        self.warned = false;
+        if !request_id.is_empty() {
+            self.queue.push(event::ack(request_id, None, 0, false));
+        }
+        Ok(())
+    }
+
+    /// When the token's time comes: the warning first, the end then.
+    fn next_expiry(&self) -> Instant {
+        let left = self.identity.expires_at.duration_since(SystemTime::now()).unwrap_or_default();
+        let wait = if self.warned { left } else { left.saturating_sub(EXPIRY_WARNING) };
+        // Far ends are looked at again: a timer cannot be set for centuries.
+        Instant::now() + wait.min(Duration::from_secs(24 * 3600))
+    }
+
+    fn expire(&mut self) {
+        let left = self.identity.expires_at.duration_since(SystemTime::now()).unwrap_or_default();
+        if left.is_zero() {
+            let failure = Failure::new(ErrorCode::Unauthenticated, "TOKEN_EXPIRED", "the token has expired");
+            self.end_with(String::new(), failure, close::TOKEN_EXPIRED);
+        } else if !self.warned && left <= EXPIRY_WARNING {
+            self.warned = true;
+            let expire_time = Some(event::wire_time(Timestamp::from(self.identity.expires_at)));
+            self.queue.push(event::encode(response::Event::TokenExpiring(response::TokenExpiring { expire_time })));
+        }
+    }
+
+    /// Answers a frame that is none; too many of them end the stream.
+    fn strike(&mut self, request_id: String, failure: Failure) {
+        let now = Instant::now();
+        self.strikes.retain(|at| now.duration_since(*at) < STRIKE_WINDOW);
+        self.strikes.push_back(now);
+        if self.strikes.len() >= MAX_STRIKES {
+            self.end_with(request_id, failure, close::POLICY);
+        } else {
+            self.queue.push(event::error(request_id, failure));
+        }
+    }
+
+    /// The last event names the close code; the status repeats the failure.
+    fn end_with(&self, request_id: String, failure: Failure, close_code: u16) {
+        let mut error = failure.clone().into_event(request_id);
+        error.close_code = close_code.into();
+        self.queue.push(event::encode(response::Event::Error(error)));
+        self.queue.close(Closed::Failed(failure));
+    }
+
+    /// The room ended under a live stream, which only a fault does: the client comes back to a new one.
+    fn room_gone(&mut self) {
+        self.open = None;
+        self.queue.close(Closed::Failed(leaving()));
+    }
+}
+
+fn leaving() -> Failure {
+    Failure::new(ErrorCode::Unavailable, "SHUTTING_DOWN", "this server is leaving; come back and resume")
+        .retry_after(Duration::from_millis(500))
+}
+
+async fn room_closed(open: Option<&OpenSession>) {
+    match open {
+        Some(open) => open.room.closed().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,239 @@
+//! `ChatCore`: who calls, convert, call, convert.
+
+use std::{pin::Pin, sync::Arc};
+
+use bytes::Bytes;
+use chatbox_proto::{
+    ids::SessionId,
+    status::Failure,
+    v1::{self, core::chat_core_server::ChatCore},
+};
+use futures_util::{Stream, StreamExt as _};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
+
+use super::{
+    auth::{self, Authenticator},
+    chat::Connection,
+    convert, page,
+};
+use crate::{
+    domain::{
+        entry::{Sender, Seq},
+        time::Timestamp,
+    },
+    llm::registry::Models,
+    metrics::Metrics,
+    seal::TokenSealer,
+    session::{Queue, QueueLimits, QueueStream, Sessions},
+};
+
+/// The service. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct CoreService {
+    pub(super) sessions: Sessions,
+    pub(super) models: Models,
+    pub(super) authenticator: Authenticator,
+    pub(super) sealer: Arc<TokenSealer>,
+    pub(super) queue: QueueLimits,
+    pub(super) tasks: TaskTracker,
+    pub(super) leaving: CancellationToken,
+    pub(super) metrics: Metrics,
+}
+
+type EventStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type Answer<T> = Result<Response<T>, Status>;
+
+impl CoreService {
+    async fn caller(&self, metadata: &MetadataMap) -> Result<Sender, Failure> {
+        auth::session_caller(&self.authenticator.caller(metadata).await?)
+    }
+
+    /// A call that a later version builds: the caller is checked all the same, so that nobody learns more than they may.
+    async fn not_yet<T>(&self, metadata: &MetadataMap) -> Answer<T> {
+        self.authenticator.caller(metadata).await?;
+        Err(Failure::unimplemented().into())
+    }
+}
+
+#[tonic::async_trait]
+impl ChatCore for CoreService {
+    type ChatStream = EventStream<Bytes>;
+    type GenerateStream = EventStream<v1::GenerateResponse>;
+    type DownloadFileStream = EventStream<v1::DownloadFileResponse>;
+
+    async fn chat(&self, request: Request<Streaming<Bytes>>) -> Answer<Self::ChatStream> {
+        let identity = self.authenticator.caller(request.metadata()).await?;
+        let caller = auth::session_caller(&identity)?;
+        let queue = Queue::new(self.queue);
+        let events = QueueStream::new(queue.clone());
+        let connection = Connection::new(
+            self.sessions.clone(),
+            self.authenticator.clone(),
+            identity,
+            caller,
+            queue,
+            self.leaving.clone(),
+        );
+        let gauge = self.metrics.subscribers.clone();
+        let frames = request.into_inner();
+        // A task of its own: frames are taken while events wait for the transport, and the other way round.
+        self.tasks.spawn(async move {
+            gauge.inc();
+            let _left = Left(gauge);
+            connection.run(frames).await;
+        });
+        Ok(Response::new(Box::pin(events.map(|event| event.map_err(Status::from)))))
+    }
+
+    async fn generate(&self, request: Request<Streaming<v1::GenerateRequest>>) -> Answer<Self::GenerateStream> {
+        auth::service(&self.authenticator.caller(request.metadata()).await?, "generate")?;
+        Err(Failure::unimplemented().into())
+    }
+
+    async fn list_models(&self, request: Request<v1::ListModelsRequest>) -> Answer<v1::ListModelsResponse> {
+        self.authenticator.caller(request.metadata()).await?;
+        let models = self.models.iter().map(|model| v1::Model {
+            id: model.info.id.clone(),
+            name: model.info.name.clone(),
+            context_tokens: model.info.context_tokens,
+            max_output_tokens: model.info.max_output_tokens,
+            demo: model.provider.is_demo(),
+            images: false,
+        });
+        let default_model = self.models.default_model().info.id.clone();
+        Ok(Response::new(v1::ListModelsResponse { models: models.collect(), default_model }))
+    }
+
+    async fn create_session(&self, request: Request<v1::CreateSessionRequest>) -> Answer<v1::CreateSessionResponse> {
+        let caller = self.caller(request.metadata()).await?;
+        let v1::CreateSessionRequest { request_id, model } = request.into_inner();
+        convert::printable("request_id", &request_id)?;
+        convert::bounded("model", &model, 128)?;
+        let session = self.sessions.create(&caller.user_id, &model, &request_id).await?;
+        Ok(Response::new(v1::CreateSessionResponse { session: Some(session) }))
+    }
+
+    async fn get_session(&self, request: Request<v1::GetSessionRequest>) -> Answer<v1::GetSessionResponse> {
+        let caller = self.caller(request.metadata()).await?;
+        let id = convert::session_id("session_id", &request.into_inner().session_id)?;
+        let session = self.sessions.get(&caller.user_id, id).await?;
+        Ok(Response::new(v1::GetSessionResponse { session: Some(session) }))
+    }
+
+    async fn list_sessions(&self, request: Request<v1::ListSessionsRequest>) -> Answer<v1::ListSessionsResponse> {
+        let caller = self.caller(request.metadata()).await?;
+        let request = request.into_inner();
+        let size = page::size(request.page_size)?;
+        if !request.name_contains.is_empty() {
+            return Err(Failure::invalid("name_contains", "searching by name is not available yet").into());
+        }
+        let ended = match v1::SessionStatus::try_from(request.status) {
+            Ok(v1::SessionStatus::Unspecified) => None,
+            Ok(v1::SessionStatus::Active) => Some(false),
+            Ok(v1::SessionStatus::Ended) => Some(true),
+            Err(_) => return Err(Failure::invalid("status", "must be a known status").into()),
+        };
+        let scope = page::scope("sessions", &caller.user_id, &[&request.status.to_string()]);
+        let after = page::open::<24>(&self.sealer, &scope, &request.page_token)?.map(session_position);
+        let page = self.sessions.list(&caller.user_id, ended, after, size).await?;
+        let next = page.next.map(|(time, id)| {
+            let position = [time.millis().to_be_bytes().as_slice(), id.as_bytes()].concat();
+            self.sealer.seal(&scope, &position)
+        });
+        Ok(Response::new(v1::ListSessionsResponse {
+            sessions: page.sessions,
+            next_page_token: next.unwrap_or_default(),
+            page_size: i32::try_from(size).unwrap_or(i32::MAX),
+        }))
+    }
+
+    async fn list_messages(&self, request: Request<v1::ListMessagesRequest>) -> Answer<v1::ListMessagesResponse> {
+        let caller = self.caller(request.metadata()).await?;
+        let request = request.into_inner();
+        let id = convert::session_id("session_id", &request.session_id)?;
+        let size = page::size(request.page_size)?;
+        let order =
+            v1::PageOrder::try_from(request.order).map_err(|_| Failure::invalid("order", "must be a known order"))?;
+        let parameters = [request.session_id.as_str(), &request.order.to_string(), &request.after_seq.to_string()];
+        let scope = page::scope("messages", &caller.user_id, &parameters);
+        let position: Option<Seq> = page::open::<8>(&self.sealer, &scope, &request.page_token)?.map(u64::from_be_bytes);
+        let (owner, limit) = (&caller.user_id, size as usize);
+        let page = match order {
+            v1::PageOrder::Unspecified => {
+                self.sessions.messages_before(owner, id, position, request.after_seq, limit).await?
+            }
+            v1::PageOrder::OldestFirst => {
+                self.sessions.messages_after(owner, id, position.unwrap_or(request.after_seq), limit).await?
+            }
+        };
+        Ok(Response::new(v1::ListMessagesResponse {
+            messages: page.messages,
+            next_page_token: page.next.map(|seq| self.sealer.seal(&scope, &seq.to_be_bytes())).unwrap_or_default(),
+            page_size: i32::try_from(size).unwrap_or(i32::MAX),
+            head: page.head,
+        }))
+    }
+
+    async fn end_session(&self, request: Request<v1::EndSessionRequest>) -> Answer<v1::EndSessionResponse> {
+        let caller = self.caller(request.metadata()).await?;
+        let id = convert::session_id("session_id", &request.into_inner().session_id)?;
+        let session = self.sessions.end(&caller, id).await?;
+        Ok(Response::new(v1::EndSessionResponse { session: Some(session) }))
+    }
+
+    async fn update_session(&self, request: Request<v1::UpdateSessionRequest>) -> Answer<v1::UpdateSessionResponse> {
+        self.not_yet(request.metadata()).await
+    }
+
+    async fn reopen_session(&self, request: Request<v1::ReopenSessionRequest>) -> Answer<v1::ReopenSessionResponse> {
+        self.not_yet(request.metadata()).await
+    }
+
+    async fn delete_session(&self, request: Request<v1::DeleteSessionRequest>) -> Answer<v1::DeleteSessionResponse> {
+        self.not_yet(request.metadata()).await
+    }
+
+    async fn create_share(&self, request: Request<v1::CreateShareRequest>) -> Answer<v1::CreateShareResponse> {
+        self.not_yet(request.metadata()).await
+    }
+
+    async fn list_shares(&self, request: Request<v1::ListSharesRequest>) -> Answer<v1::ListSharesResponse> {
+        self.not_yet(request.metadata()).await
+    }
+
+    async fn revoke_share(&self, request: Request<v1::RevokeShareRequest>) -> Answer<v1::RevokeShareResponse> {
+        self.not_yet(request.metadata()).await
+    }
+
+    async fn get_shared_session(
+        &self,
+        request: Request<v1::GetSharedSessionRequest>,
+    ) -> Answer<v1::GetSharedSessionResponse> {
+        self.not_yet(request.metadata()).await
+    }
+
+    async fn upload_file(&self, request: Request<Streaming<v1::UploadFileRequest>>) -> Answer<v1::UploadFileResponse> {
+        self.not_yet(request.metadata()).await
+    }
+
+    async fn download_file(&self, request: Request<v1::DownloadFileRequest>) -> Answer<Self::DownloadFileStream> {
+        self.not_yet(request.metadata()).await
+    }
+}
+
+fn session_position(bytes: [u8; 24]) -> (Timestamp, SessionId) {
+    let (mut millis, mut id) = ([0; 8], [0; 16]);
+    millis.copy_from_slice(&bytes[..8]);
+    id.copy_from_slice(&bytes[8..]);
+    (Timestamp::from_millis(i64::from_be_bytes(millis)), SessionId::from_bytes(id))
+}
+
+/// Counts a stream out, a panicking one too.
+struct Left(prometheus_client::metrics::gauge::Gauge);
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

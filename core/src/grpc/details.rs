@@ -1,0 +1,211 @@
+//! One layer over everything the server answers: each failed call carries google.rpc details with exactly one `ErrorInfo`,
+//! tonic's own failures included (no such method, a message that does not decode, a limit, a deadline), whose text is not
+//! passed on; and each call is counted by method and code.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use chatbox_proto::{
+    error_code::ErrorCode,
+    status::{Failure, generic_reason},
+};
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tonic::{Code, Status, body::Body};
+use tower::{Layer, Service};
+
+use crate::metrics::Metrics;
+
+const GRPC_STATUS: &str = "grpc-status";
+const DETAILS: &str = "grpc-status-details-bin";
+
+/// Wraps a service with [`Details`].
+#[derive(Debug, Clone)]
+pub(super) struct DetailsLayer {
+    pub(super) metrics: Metrics,
+}
+
+impl<S> Layer<S> for DetailsLayer {
+    type Service = Details<S>;
+
+    fn layer(&self, inner: S) -> Details<S> {
+        Details { inner, metrics: self.metrics.clone() }
+    }
+}
+
+/// See the module's text.
+#[derive(Debug, Clone)]
+pub(super) struct Details<S> {
+    inner: S,
+    metrics: Metrics,
+}
+
+impl<S> Service<Request<Body>> for Details<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>> + Send,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let count = Count { metrics: self.metrics.clone(), method: method(request.uri().path()) };
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let (mut head, body) = answer.await?.into_parts();
+            if head.headers.contains_key(GRPC_STATUS) {
+                count.status(complete(&mut head.headers));
+                return Ok(Response::from_parts(head, body));
+            }
+            Ok(Response::from_parts(head, Body::new(Trailers { body, count: Some(count) })))
+        })
+    }
+}
+
+struct Count {
+    metrics: Metrics,
+    method: &'static str,
+}
+
+impl Count {
+    fn status(&self, code: Code) {
+        self.metrics.grpc_request(self.method, class(code));
+    }
+}
+
+fn class(code: Code) -> &'static str {
+    if code == Code::Ok { "OK" } else { generic_reason(ErrorCode::from_grpc(code)) }
+}
+
+/// Only names of the contract become label values: a stranger's path must not.
+fn method(path: &str) -> &'static str {
+    static METHODS: std::sync::LazyLock<Vec<String>> = std::sync::LazyLock::new(|| {
+        use prost::Message as _;
+        let set = prost_types::FileDescriptorSet::decode(chatbox_proto::FILE_DESCRIPTOR_SET).unwrap_or_default();
+        let mut paths = Vec::new();
+        for file in &set.file {
+            for service in &file.service {
+                paths.extend(
+                    service.method.iter().map(|m| format!("/{}.{}/{}", file.package(), service.name(), m.name())),
+                );
+            }
+        }
+        paths
+    });
+    METHODS.iter().find(|known| *known == path).map_or("other", |known| known.as_str())
+}
+
+/// Gives a failed status its details, unless it brought ours. Says what the status is.
+fn complete(headers: &mut HeaderMap) -> Code {
+    let Some(status) = Status::from_header_map(headers) else { return Code::Ok };
+    let code = status.code();
+    if code == Code::Ok || headers.contains_key(DETAILS) {
+        return code;
+    }
+    let own = Status::from(Failure::from(&status));
+    let mut replaced = HeaderMap::new();
+    if own.add_header(&mut replaced).is_ok() {
+        for (name, value) in replaced {
+            if let Some(name) = name {
+                headers.insert(name, value);
+            }
+        }
+        // The class stays that of the status that came.
+        headers.insert(GRPC_STATUS, HeaderValue::from(code as i32));
+    }
+    code
+}
+
+/// A response body whose trailers are completed.
+struct Trailers {
+    body: Body,
+    count: Option<Count>,
+}
+
+impl HttpBody for Trailers {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let mut frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &mut frame
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            let code = complete(trailers);
+            if let Some(count) = self.count.take() {
+                count.status(code);
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Trailers {
+    fn drop(&mut self) {
+        // The client left before the end.
+        if let Some(count) = self.count.take() {
+            count.status(Code::Cancelled);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic_types::StatusExt as _;
+
+    use super::*;
+
+    fn headers(status: &Status) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        status.add_header(&mut headers).unwrap();
+        headers
+    }
+
+    #[test]
+    fn a_status_of_tonic_gets_an_error_info_and_loses_its_text() {
+        let mut map = headers(&Status::unimplemented("secret internals"));
+        assert_eq!(complete(&mut map), Code::Unimplemented);
+        let status = Status::from_header_map(&map).unwrap();
+        assert_eq!(status.code(), Code::Unimplemented);
+        assert!(!status.message().contains("secret"));
+        assert_eq!(status.get_error_details().error_info().unwrap().reason, "UNIMPLEMENTED");
+    }
+
+    #[test]
+    fn a_status_of_ours_is_left_alone() {
+        let mut map = headers(&Status::from(Failure::session_not_found()));
+        let before = map.clone();
+        complete(&mut map);
+        assert_eq!(map, before);
+    }
+
+    #[test]
+    fn success_needs_no_details() {
+        let mut map = headers(&Status::ok(""));
+        assert_eq!(complete(&mut map), Code::Ok);
+        assert!(!map.contains_key(DETAILS));
+    }
+
+    #[test]
+    fn only_names_of_the_contract_become_labels() {
+        assert_eq!(method("/chatbox.v1.ChatCore/Chat"), "/chatbox.v1.ChatCore/Chat");
+        assert_eq!(method("/strangers/choice"), "other");
+    }
+}

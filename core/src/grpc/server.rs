@@ -1,0 +1,172 @@
+//! The gRPC server: services, layers and the limits of HTTP/2.
+
+use std::{sync::Arc, time::Duration};
+
+use chatbox_proto::{
+    FILE_DESCRIPTOR_SET,
+    token::Verifier,
+    v1::{admin::chat_admin_server::ChatAdminServer, core::chat_core_server::ChatCoreServer},
+};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::transport::{Server, ServerTlsConfig};
+use tonic_health::server::HealthReporter;
+
+use super::{admin::AdminService, auth::Authenticator, core::CoreService, details::DetailsLayer};
+use crate::{
+    llm::registry::Models,
+    metrics::Metrics,
+    seal::KeyRing,
+    session::{QueueLimits, Sessions},
+};
+
+/// Many small unread DATA frames end a whole channel with `ENHANCE_YOUR_CALM`; the budget grows with this window, so it is
+/// generous, and never adaptive.
+const CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
+const STREAM_WINDOW: u32 = 1024 * 1024;
+
+/// Dead peers are noticed by pings: cloud balancers drop idle connections silently after a minute.
+const PING_INTERVAL: Duration = Duration::from_secs(60);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Metadata holds one token of at most 8 KiB and little else.
+const MAX_HEADERS: u32 = 16 * 1024;
+
+/// Limits of the server; see the configuration for units and ranges.
+#[derive(Debug, Clone, Copy)]
+pub struct GrpcLimits {
+    /// Streams per connection.
+    pub max_streams: u32,
+    /// Bytes of one message.
+    pub max_message: usize,
+    /// A unary call.
+    pub call_timeout: Duration,
+    /// Bounds of a subscriber's queue.
+    pub queue: QueueLimits,
+}
+
+/// What the services need.
+#[derive(Debug)]
+pub struct Services {
+    /// Sessions.
+    pub sessions: Sessions,
+    /// Models.
+    pub models: Models,
+    /// Tokens.
+    pub verifier: Arc<Verifier>,
+    /// For page tokens.
+    pub ring: Arc<KeyRing>,
+    /// Limits.
+    pub limits: GrpcLimits,
+    /// Figures.
+    pub metrics: Metrics,
+    /// Where the tasks of streams are counted.
+    pub tasks: TaskTracker,
+    /// Cancelled when the server begins to leave.
+    pub leaving: CancellationToken,
+}
+
+/// Why the server could not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// TLS, or the listener.
+    #[error("transport")]
+    Transport(#[from] tonic::transport::Error),
+    /// The descriptors.
+    #[error("reflection")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// A server that is ready to serve.
+#[derive(Debug)]
+pub struct GrpcServer {
+    services: Services,
+    health: HealthReporter,
+    tls: Option<ServerTlsConfig>,
+}
+
+impl GrpcServer {
+    /// With its services; health is `NOT_SERVING` until [`set_ready`](Self::set_ready).
+    #[must_use]
+    pub fn new(services: Services, tls: Option<ServerTlsConfig>) -> Self {
+        Self { services, health: HealthReporter::new(), tls }
+    }
+
+    /// The reporter that health checks ask.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        Health(self.health.clone())
+    }
+
+    /// Serves until `stop`, then until the streams have ended. The caller bounds that.
+    ///
+    /// # Errors
+    /// What the transport says, or the reflection service of the descriptors.
+    pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> Result<(), ServeError> {
+        let Self { services, health, tls } = self;
+        let Services { sessions, models, verifier, ring, limits, metrics, tasks, leaving } = services;
+        let authenticator = Authenticator::new(verifier);
+        let core = CoreService {
+            sessions,
+            models,
+            authenticator: authenticator.clone(),
+            sealer: Arc::new(ring.page_token_sealer()),
+            queue: limits.queue,
+            tasks,
+            leaving,
+            metrics: metrics.clone(),
+        };
+        let core = ChatCoreServer::new(core).max_decoding_message_size(limits.max_message);
+        let admin = ChatAdminServer::new(AdminService { authenticator }).max_decoding_message_size(limits.max_message);
+        let health = tonic_health::pb::health_server::HealthServer::new(
+            tonic_health::server::HealthService::from_health_reporter(health),
+        );
+        let mut server = Server::builder()
+            .timeout(limits.call_timeout)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_adaptive_window(Some(false))
+            .http2_keepalive_interval(Some(PING_INTERVAL))
+            .http2_keepalive_timeout(Some(PING_TIMEOUT))
+            .http2_max_header_list_size(Some(MAX_HEADERS))
+            .max_concurrent_streams(limits.max_streams)
+            .tcp_nodelay(true);
+        if let Some(tls) = tls {
+            server = server.tls_config(tls)?;
+        }
+        // Both versions: older tools know v1alpha only. The descriptors of error details let grpcurl print them.
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+        };
+        let v1 = reflection().build_v1()?;
+        let v1alpha = reflection().build_v1alpha()?;
+        server
+            .layer(DetailsLayer { metrics })
+            .add_service(core)
+            .add_service(admin)
+            .add_service(health)
+            .add_service(v1)
+            .add_service(v1alpha)
+            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned())
+            .await?;
+        Ok(())
+    }
+}
+
+/// What health checks are told. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Health(HealthReporter);
+
+impl Health {
+    /// The whole server and each service.
+    pub async fn set_ready(&self, ready: bool) {
+        let status = if ready { tonic_health::ServingStatus::Serving } else { tonic_health::ServingStatus::NotServing };
+        for service in ["", "chatbox.v1.ChatCore", "chatbox.v1.ChatAdmin"] {
+            self.0.set_service_status(service, status).await;
+        }
+    }
+}

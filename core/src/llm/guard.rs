@@ -1,0 +1,237 @@
+//! What all providers share: time limits, retries before the first text, and a bound on the text.
+//!
+//! A panic of the provider passes through: the task that owns the reply turns it into an outcome.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::{StreamExt, stream};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::tokens::{estimate_prompt_tokens, estimate_usage};
+use super::{Chunk, ChunkStream, Prompt, Provider, ProviderError};
+use crate::domain::entry::FinishReason;
+
+/// Limits of one turn. The limit for connecting is the client's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuardLimits {
+    /// From the start of a try to its first text. A model that thinks in silence needs more.
+    pub first_byte: Duration,
+    /// Between two chunks, once there was text.
+    pub between_chunks: Duration,
+    /// The whole turn, retries and their pauses included.
+    pub total: Duration,
+    /// UTF-8 bytes of text, after which the reply ends as if the model had reached its limit.
+    pub max_text_bytes: usize,
+    /// Tries after the first.
+    pub retries: u32,
+    /// Longest pause before the first retry; doubled for each further one. The pause is random, from zero on.
+    pub backoff: Duration,
+    /// A provider that asks for a longer pause than this is not tried again.
+    pub max_retry_after: Duration,
+}
+
+impl Default for GuardLimits {
+    fn default() -> Self {
+        Self {
+            first_byte: Duration::from_secs(30),
+            between_chunks: Duration::from_secs(30),
+            total: Duration::from_secs(300),
+            max_text_bytes: 1024 * 1024,
+            retries: 2,
+            backoff: Duration::from_millis(500),
+            max_retry_after: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A provider within limits. `generate` resolves with the first text (or the end, if there is none): until then a failed
+/// try leaves no trace and may be repeated. Its stream always holds [`Chunk::Usage`] before [`Chunk::Finished`],
+/// estimated when the provider sent none.
+#[derive(Debug, Clone)]
+pub struct Guard {
+    inner: Arc<dyn Provider>,
+    limits: GuardLimits,
+}
+
+impl Guard {
+    /// Wraps a provider.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Provider>, limits: GuardLimits) -> Self {
+        Self { inner, limits }
+    }
+
+    /// One try up to its first text or its end.
+    async fn attempt(&self, prompt: Prompt, deadline: Instant) -> Result<Attempt, ProviderError> {
+        let first_byte = Instant::now() + self.limits.first_byte;
+        let (limit, name) = if first_byte < deadline { (first_byte, "first byte") } else { (deadline, "total") };
+        let attempt = async {
+            let mut stream = self.inner.generate(prompt).await?;
+            let mut head: Vec<Chunk> = Vec::new();
+            loop {
+                let chunk = stream.next().await.ok_or(ProviderError::Truncated)??;
+                let begun = match &chunk {
+                    Chunk::Text(text) => !text.is_empty(),
+                    Chunk::Finished(_) => true,
+                    Chunk::RequestId(_) | Chunk::Usage(_) => {
+                        // The last one of each kind counts: a provider that repeats itself cannot fill the memory.
+                        head.retain(|earlier| std::mem::discriminant(earlier) != std::mem::discriminant(&chunk));
+                        false
+                    }
+                };
+                head.push(chunk);
+                if begun {
+                    return Ok(Attempt { head, stream });
+                }
+            }
+        };
+        timeout_at(limit, attempt).await.unwrap_or(Err(ProviderError::Timeout(name)))
+    }
+
+    /// How long to wait before another try. `None`: there is none.
+    fn pause(&self, error: &ProviderError, retry: u32) -> Option<Duration> {
+        if retry >= self.limits.retries {
+            return None;
+        }
+        let wished = match error {
+            ProviderError::Connection(_) => None,
+            ProviderError::Status { status: 429 | 500..=599, retry_after } => *retry_after,
+            ProviderError::Status { .. }
+            | ProviderError::Event(_)
+            | ProviderError::Malformed(_)
+            | ProviderError::Truncated
+            | ProviderError::Timeout(_) => return None,
+        };
+        let wished = wished.unwrap_or(Duration::ZERO);
+        // On top of what the provider asked for, or all that were refused together come back together.
+        let longest = self.limits.backoff.saturating_mul(1 << retry.min(16));
+        let jitter = longest.mul_f64(rand::random::<f64>());
+        (wished <= self.limits.max_retry_after).then(|| wished + jitter)
+    }
+}
+
+#[async_trait]
+impl Provider for Guard {
+    async fn generate(&self, prompt: Prompt) -> Result<ChunkStream, ProviderError> {
+        let deadline = Instant::now() + self.limits.total;
+        let prompt_tokens = estimate_prompt_tokens(&prompt.messages);
+        let mut retry = 0;
+        let attempt = loop {
+            let error = match self.attempt(prompt.clone(), deadline).await {
+                Ok(attempt) => break attempt,
+                Err(error) => error,
+            };
+            let pause = self.pause(&error, retry).filter(|pause| Instant::now() + *pause < deadline);
+            let Some(pause) = pause else { return Err(error) };
+            retry += 1;
+            tracing::info!(provider.error = %error, provider.retry = retry, "provider failed before its first text, trying again");
+            sleep(pause).await;
+        };
+        let guarded = Guarded {
+            ready: VecDeque::with_capacity(2),
+            head: attempt.head.into_iter(),
+            stream: Some(attempt.stream),
+            limits: self.limits.clone(),
+            deadline,
+            prompt_tokens,
+            text_bytes: 0,
+            usage: false,
+        };
+        Ok(stream::unfold(guarded, |mut guarded| async move { Some((guarded.next().await?, guarded)) }).boxed())
+    }
+
+    fn is_demo(&self) -> bool {
+        self.inner.is_demo()
+    }
+}
+
+/// A try that has begun to answer.
+struct Attempt {
+    head: Vec<Chunk>,
+    stream: ChunkStream,
+}
+
+/// The stream of a try that has begun to answer.
+struct Guarded {
+    /// Checked and ready to be given out.
+    ready: VecDeque<Chunk>,
+    /// Received and not checked yet.
+    head: std::vec::IntoIter<Chunk>,
+    /// `None` once it is over; dropping it ends the request upstream.
+    stream: Option<ChunkStream>,
+    limits: GuardLimits,
+    deadline: Instant,
+    prompt_tokens: u64,
+    text_bytes: usize,
+    usage: bool,
+}
+
+impl Guarded {
+    async fn next(&mut self) -> Option<Result<Chunk, ProviderError>> {
+        loop {
+            if let Some(chunk) = self.ready.pop_front() {
+                return Some(Ok(chunk));
+            }
+            match self.receive().await? {
+                Ok(chunk) => self.check(chunk),
+                Err(error) => {
+                    self.stream = None;
+                    return Some(Err(error));
+                }
+            }
+        }
+    }
+
+    /// The next chunk of the provider. `None`: the stream is over.
+    async fn receive(&mut self) -> Option<Result<Chunk, ProviderError>> {
+        let stream = self.stream.as_mut()?;
+        if let Some(chunk) = self.head.next() {
+            return Some(Ok(chunk));
+        }
+        let pause = Instant::now() + self.limits.between_chunks;
+        let (limit, name) = if pause < self.deadline { (pause, "between chunks") } else { (self.deadline, "total") };
+        Some(match timeout_at(limit, stream.next()).await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => Err(ProviderError::Truncated),
+            Err(_) => Err(ProviderError::Timeout(name)),
+        })
+    }
+
+    fn check(&mut self, chunk: Chunk) {
+        match chunk {
+            Chunk::Text(text) => self.text(text),
+            Chunk::Finished(finish) => self.end(finish),
+            Chunk::Usage(usage) => {
+                self.usage = true;
+                self.ready.push_back(Chunk::Usage(usage));
+            }
+            Chunk::RequestId(id) => self.ready.push_back(Chunk::RequestId(id)),
+        }
+    }
+
+    fn text(&mut self, mut text: String) {
+        let room = self.limits.max_text_bytes - self.text_bytes;
+        let fits = text.len() <= room;
+        text.truncate(text.floor_char_boundary(room));
+        self.text_bytes += text.len();
+        if !text.is_empty() {
+            self.ready.push_back(Chunk::Text(text));
+        }
+        if !fits {
+            self.end(FinishReason::Length);
+        }
+    }
+
+    fn end(&mut self, finish: FinishReason) {
+        self.stream = None;
+        if !self.usage {
+            self.ready.push_back(Chunk::Usage(estimate_usage(self.prompt_tokens, self.text_bytes)));
+        }
+        self.ready.push_back(Chunk::Finished(finish));
+    }
+}
+
+#[cfg(test)]
+mod tests;

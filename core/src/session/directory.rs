@@ -1,0 +1,285 @@
+//! Rooms by session id: finds the room of a live session or opens one, looks after sessions that a crash left unfinished,
+//! compares heads with the store, and drains.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use chatbox_proto::{ids::SessionId, status::Failure};
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    error::{SessionError, shutting_down},
+    log::SessionLog,
+    room::{Room, RoomHandle},
+    subscriber::QueueLimits,
+};
+use crate::{
+    llm::registry::Models,
+    metrics::Metrics,
+    seal::{InstallationSecret, KeyRing},
+    store::{BootId, Header, SessionStore},
+};
+
+/// How often the heads of live sessions are compared with the store, in one read.
+const COMPARE_HEADS: Duration = Duration::from_secs(5);
+
+/// Sessions per read while heads are compared, and while unfinished sessions are looked for.
+const BATCH: usize = 500;
+
+/// Limits and times of live sessions; see the configuration for units and ranges.
+#[derive(Debug, Clone)]
+pub struct SessionLimits {
+    /// Active sessions per user; 0: no limit.
+    pub max_active: u32,
+    /// Bounds of a subscriber's queue.
+    pub queue: QueueLimits,
+    /// Entries that `open` replays at most.
+    pub replay: u64,
+    /// Messages that may wait for a reply.
+    pub max_unanswered: usize,
+    /// Rounds of deciding again after a conflict.
+    pub append_rounds: u32,
+    /// Between two heartbeats.
+    pub heartbeat: Duration,
+    /// Between two checkpoints of a reply that makes progress.
+    pub checkpoint: Duration,
+    /// One call of the store.
+    pub store_call: Duration,
+}
+
+/// How far the drain has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Everything is served.
+    Serving,
+    /// No new replies, no new subscribers; running replies may finish.
+    Draining,
+    /// Running replies are cut.
+    Cutting,
+}
+
+/// What all rooms share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) store: Arc<dyn SessionStore>,
+    pub(super) models: Models,
+    pub(super) ring: Arc<KeyRing>,
+    pub(super) secret: InstallationSecret,
+    pub(super) limits: SessionLimits,
+    pub(super) metrics: Metrics,
+    pub(super) boot_id: BootId,
+    /// Rooms and replies; both are waited for at shutdown.
+    pub(super) tasks: TaskTracker,
+    pub(super) phase: watch::Receiver<Phase>,
+    rooms: Mutex<HashMap<SessionId, RoomHandle>>,
+}
+
+impl Shared {
+    /// Opaque per user and installation, for abuse detection at a provider.
+    pub(super) fn user_hash(&self, user_id: &str) -> String {
+        let hash = self.secret.hash("provider user", &[user_id.as_bytes()]);
+        hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Takes a room out, if it is the one that asks.
+    pub(super) fn retire(&self, id: SessionId) {
+        let mut rooms = self.rooms();
+        // The entry is this room's: a closed room is only replaced after it has retired.
+        rooms.remove(&id);
+        self.metrics.sessions_live.set(rooms.len().try_into().unwrap_or(i64::MAX));
+    }
+
+    fn rooms(&self) -> MutexGuard<'_, HashMap<SessionId, RoomHandle>> {
+        // Only map operations run under this lock.
+        self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The rooms of this core. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Directory {
+    pub(super) shared: Arc<Shared>,
+    phase: watch::Sender<Phase>,
+}
+
+/// What a directory is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Where sessions are kept.
+    pub store: Arc<dyn SessionStore>,
+    /// Who can answer.
+    pub models: Models,
+    /// The key ring, after its self-test.
+    pub ring: Arc<KeyRing>,
+    /// The installation's secret, from the self-test.
+    pub secret: InstallationSecret,
+    /// Limits and times.
+    pub limits: SessionLimits,
+    /// Figures.
+    pub metrics: Metrics,
+}
+
+impl Directory {
+    /// A directory without rooms.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        let (phase, watched) = watch::channel(Phase::Serving);
+        let shared = Shared {
+            store: parts.store,
+            models: parts.models,
+            ring: parts.ring,
+            secret: parts.secret,
+            limits: parts.limits,
+            metrics: parts.metrics,
+            boot_id: rand::random(),
+            tasks: TaskTracker::new(),
+            phase: watched,
+            rooms: Mutex::default(),
+        };
+        Self { shared: Arc::new(shared), phase }
+    }
+
+    /// The room of a session, opened if need be.
+    pub(super) async fn room(&self, id: SessionId) -> Result<RoomHandle, Failure> {
+        if let Some(room) = self.live(id) {
+            return Ok(room);
+        }
+        let header = self.header(id).await?.ok_or_else(Failure::session_not_found)?;
+        self.open(header).await
+    }
+
+    /// The room of a session that is live here.
+    pub(super) fn live(&self, id: SessionId) -> Option<RoomHandle> {
+        self.shared.rooms().get(&id).filter(|room| !room.is_closed()).cloned()
+    }
+
+    pub(super) async fn header(&self, id: SessionId) -> Result<Option<Header>, Failure> {
+        let call = tokio::time::timeout(self.shared.limits.store_call, self.shared.store.session(id));
+        let result = call.await.map_err(|_| SessionError::StoreTimeout).and_then(|r| r.map_err(SessionError::from));
+        result.map_err(|error| report(&error, "a header could not be read"))
+    }
+
+    pub(super) fn log(&self, header: &Header) -> Result<SessionLog, SessionError> {
+        SessionLog::open(header, &self.shared.ring, self.shared.store.clone(), self.shared.limits.store_call)
+    }
+
+    /// Opens a room: the folded state, the tail of the log, the read marks. When two open the same session at once, one
+    /// room stays.
+    async fn open(&self, header: Header) -> Result<RoomHandle, Failure> {
+        let read = async {
+            let log = self.log(&header)?;
+            let state = log.state(&header.derived).await?;
+            if state.head > header.derived.applied_seq {
+                // Repaired by whoever opens; losing the race to somebody else is as good.
+                let derived = log.derive(&state)?;
+                log.call(log.store.replace_derived(log.id, header.derived.applied_seq, derived)).await?;
+            }
+            let marks: BTreeMap<_, _> = log.call(log.store.read_marks(log.id)).await?.into_iter().collect();
+            Ok::<_, SessionError>((log, state, marks))
+        };
+        let (log, state, marks) = read.await.map_err(|error| report(&error, "a session could not be opened"))?;
+
+        let mut rooms = self.shared.rooms();
+        if let Some(room) = rooms.get(&header.id).filter(|room| !room.is_closed()) {
+            return Ok(room.clone());
+        }
+        if *self.shared.phase.borrow() != Phase::Serving {
+            return Err(shutting_down());
+        }
+        let (room, handle) = Room::new(self.shared.clone(), log, &header.owner, header.created_at, state, marks);
+        rooms.insert(header.id, handle.clone());
+        self.shared.metrics.sessions_live.set(rooms.len().try_into().unwrap_or(i64::MAX));
+        drop(rooms);
+        // Boxed: a room's future is large, and spawning would move it about.
+        self.shared.tasks.spawn(Box::pin(room.run()));
+        Ok(handle)
+    }
+
+    /// Opens the sessions that a crash left unfinished, so that their replies are finished and their messages answered;
+    /// then compares heads with the store until `token` is cancelled.
+    pub async fn run(self, token: CancellationToken) {
+        tokio::select! {
+            () = token.cancelled() => {}
+            () = async {
+                self.recover().await;
+                self.compare_heads().await;
+            } => {}
+        }
+    }
+
+    async fn recover(&self) {
+        let mut after = None;
+        loop {
+            let limit = u32::try_from(BATCH).unwrap_or(u32::MAX);
+            match self.shared.store.unfinished_sessions(after, limit).await {
+                Ok(ids) if ids.is_empty() => return,
+                Ok(ids) => {
+                    for id in &ids {
+                        // What could not be opened was reported, and is tried again by whoever opens it.
+                        let _ = self.room(*id).await;
+                    }
+                    after = ids.last().copied();
+                }
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "unfinished sessions could not be listed");
+                    tokio::time::sleep(COMPARE_HEADS).await;
+                }
+            }
+        }
+    }
+
+    async fn compare_heads(&self) {
+        let mut ticks = tokio::time::interval(COMPARE_HEADS);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let live: Vec<SessionId> = self.shared.rooms().keys().copied().collect();
+            for batch in live.chunks(BATCH) {
+                match self.shared.store.heads(batch).await {
+                    Ok(heads) => {
+                        for (id, head) in heads {
+                            if let Some(room) = self.live(id) {
+                                room.hint_store_head(head);
+                            }
+                        }
+                    }
+                    Err(error) => {
+                        tracing::warn!(error = &error as &dyn std::error::Error, "heads could not be compared");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes no new replies and no new subscribers; tells everybody that this core is leaving.
+    pub fn start_draining(&self) {
+        self.phase.send_replace(Phase::Draining);
+        self.shared.tasks.close();
+    }
+
+    /// Cuts the replies that still run.
+    pub fn cut(&self) {
+        self.phase.send_replace(Phase::Cutting);
+    }
+
+    /// Waits until all rooms and replies are done.
+    pub async fn drained(&self) {
+        self.shared.tasks.wait().await;
+    }
+
+    /// Rooms and replies that are not done.
+    #[must_use]
+    pub fn tasks_left(&self) -> usize {
+        self.shared.tasks.len()
+    }
+}
+
+/// Logs a failure once, where it becomes an answer.
+pub(super) fn report(error: &SessionError, what: &'static str) -> Failure {
+    tracing::warn!(error = error as &dyn std::error::Error, "{what}");
+    Failure::from(error)
+}

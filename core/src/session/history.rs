@@ -1,0 +1,183 @@
+//! History: messages as a person reads them, out of the entries of the log. A reply stands where it started and carries the
+//! text of its terminal entry.
+
+use std::collections::HashMap;
+
+use chatbox_proto::{ids::MessageId, v1};
+
+use super::{error::SessionError, event, log::SessionLog};
+use crate::domain::{
+    entry::{Entry, EntryKind, Message, ReplyFinished, ReplyStarted, Seq},
+    time::Timestamp,
+};
+
+/// A message of the history.
+#[derive(Debug, Clone)]
+pub(super) struct HistoryMessage {
+    /// Its place.
+    pub(super) seq: Seq,
+    /// When it was accepted or started.
+    pub(super) at: Timestamp,
+    /// What it is.
+    pub(super) content: Content,
+}
+
+/// What a message of the history is.
+#[derive(Debug, Clone)]
+pub(super) enum Content {
+    /// A person's message.
+    Message(Message),
+    /// A reply; without an end while it runs.
+    Reply(ReplyStarted, Option<End>),
+}
+
+/// The terminal entry of a reply.
+#[derive(Debug, Clone)]
+pub(super) struct End {
+    pub(super) seq: Seq,
+    pub(super) at: Timestamp,
+    pub(super) finished: ReplyFinished,
+}
+
+/// Reads messages backwards or forwards, pairing replies with their terminal entries.
+pub(super) struct HistoryReader<'a> {
+    log: &'a SessionLog,
+    /// Terminal entries that were met before the reply they belong to.
+    ends: HashMap<MessageId, End>,
+}
+
+impl<'a> HistoryReader<'a> {
+    pub(super) fn new(log: &'a SessionLog) -> Self {
+        Self { log, ends: HashMap::new() }
+    }
+
+    /// Up to `limit` messages below `before`, newest first; fewer only at the beginning of the log.
+    pub(super) async fn before(&mut self, before: Seq, limit: usize) -> Result<Vec<HistoryMessage>, SessionError> {
+        let mut messages = Vec::new();
+        let mut cursor = before;
+        while messages.len() < limit && cursor > 1 {
+            // Most messages come with a second entry (the start or the end of their reply).
+            let want = u32::try_from((limit - messages.len()) * 2 + 1).unwrap_or(u32::MAX);
+            let entries = self.log.read_before(cursor, want).await?;
+            let Some(oldest) = entries.last().map(|entry| entry.seq) else { break };
+            cursor = oldest;
+            self.remember(&entries);
+            for entry in entries {
+                if messages.len() < limit {
+                    messages.extend(self.message(entry).await?);
+                }
+            }
+        }
+        Ok(messages)
+    }
+
+    /// Up to `limit` messages above `after`, oldest first; fewer only at the end of the log.
+    pub(super) async fn after(&mut self, after: Seq, limit: usize) -> Result<Vec<HistoryMessage>, SessionError> {
+        let mut messages = Vec::new();
+        let mut cursor = after;
+        while messages.len() < limit {
+            let want = u32::try_from((limit - messages.len()) * 2 + 1).unwrap_or(u32::MAX);
+            let entries = self.log.read_after(cursor, want).await?;
+            let Some(newest) = entries.last().map(|entry| entry.seq) else { break };
+            cursor = newest;
+            self.remember(&entries);
+            for entry in entries {
+                if messages.len() < limit {
+                    messages.extend(self.message(entry).await?);
+                }
+            }
+        }
+        Ok(messages)
+    }
+
+    fn remember(&mut self, entries: &[Entry]) {
+        for entry in entries {
+            if let EntryKind::ReplyFinished(finished) = &entry.fact.kind {
+                let end = End { seq: entry.seq, at: entry.fact.at, finished: finished.clone() };
+                self.ends.insert(finished.id, end);
+            }
+        }
+    }
+
+    async fn message(&mut self, entry: Entry) -> Result<Option<HistoryMessage>, SessionError> {
+        let (seq, at) = (entry.seq, entry.fact.at);
+        let content = match entry.fact.kind {
+            EntryKind::Message(message) => Content::Message(message),
+            EntryKind::ReplyStarted(started) => {
+                let end = match self.ends.remove(&started.id) {
+                    Some(end) => Some(end),
+                    None => self.find_end(seq, started.id).await?,
+                };
+                Content::Reply(started, end)
+            }
+            EntryKind::ReplyFinished(_)
+            | EntryKind::ModelSelected { .. }
+            | EntryKind::HelpRequested { .. }
+            | EntryKind::TakenOver { .. }
+            | EntryKind::Released { .. }
+            | EntryKind::Renamed { .. }
+            | EntryKind::Shared { .. }
+            | EntryKind::Ended { .. }
+            | EntryKind::Erased { .. } => return Ok(None),
+        };
+        Ok(Some(HistoryMessage { seq, at, content }))
+    }
+
+    /// The terminal entry of a reply that was read without it: it lies a few entries ahead, before the next reply starts,
+    /// or the reply runs.
+    async fn find_end(&self, started: Seq, id: MessageId) -> Result<Option<End>, SessionError> {
+        let mut cursor = started;
+        loop {
+            let entries = self.log.read_after(cursor, 16).await?;
+            let Some(newest) = entries.last().map(|entry| entry.seq) else { return Ok(None) };
+            cursor = newest;
+            for entry in entries {
+                if matches!(entry.fact.kind, EntryKind::ReplyStarted(_)) {
+                    // One reply at a time: the next start lies behind the end that is looked for.
+                    return Ok(None);
+                }
+                if let EntryKind::ReplyFinished(finished) = entry.fact.kind
+                    && finished.id == id
+                {
+                    return Ok(Some(End { seq: entry.seq, at: entry.fact.at, finished }));
+                }
+            }
+        }
+    }
+}
+
+impl HistoryMessage {
+    /// As the contract shows it.
+    pub(super) fn into_wire(self) -> v1::Message {
+        match self.content {
+            Content::Message(message) => event::wire_message(self.seq, self.at, &message),
+            Content::Reply(started, end) => {
+                let mut reply = v1::Reply {
+                    model: started.model,
+                    answers: started.answers.iter().map(ToString::to_string).collect(),
+                    supersedes: started.supersedes.map(|id| id.to_string()).unwrap_or_default(),
+                    ..v1::Reply::default()
+                };
+                let mut text = String::new();
+                if let Some(End { seq, at, finished }) = end {
+                    text = finished.text;
+                    reply.finish_reason = event::wire_finish(finished.finish).into();
+                    reply.usage = Some(event::wire_usage(finished.usage));
+                    reply.finished_seq = seq;
+                    reply.finish_time = Some(event::wire_time(at));
+                    reply.provider_request_id = finished.provider_request_id.unwrap_or_default();
+                    reply.model = finished.model;
+                }
+                v1::Message {
+                    message_id: started.id.to_string(),
+                    seq: self.seq,
+                    sender: Some(event::wire_assistant()),
+                    text,
+                    create_time: Some(event::wire_time(self.at)),
+                    reply: Some(reply),
+                    ..v1::Message::default()
+                }
+            }
+        }
+    }
+}

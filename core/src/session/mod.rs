@@ -1,0 +1,24 @@
+//! Live sessions: the one place where entries are decided and appended.
+//!
+//! [`Sessions`] is what the layer above calls. Each live session is owned by one [`room`] task; the [`directory`] finds or
+//! opens it. The room is the only writer of its session in this process; across processes the log decides. Nothing here
+//! knows of tonic, of SQL or of a provider's wire format.
+
+mod context;
+mod directory;
+mod error;
+pub mod event;
+mod history;
+mod log;
+mod reply;
+mod room;
+mod sessions;
+mod subscriber;
+
+pub use self::{
+    directory::{Directory, Parts, Phase, SessionLimits},
+    error::SessionError,
+    room::{Attach, Frame, RoomHandle, SubscriberId},
+    sessions::{MessagePage, OpenSession, SessionPage, Sessions},
+    subscriber::{Closed, Queue, QueueLimits, QueueStream},
+};

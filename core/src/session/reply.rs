@@ -1,0 +1,118 @@
+//! One reply: history to prompt, provider to events. Runs as a task of its own, so that whatever a provider does, a panic
+//! included, ends one reply and nothing else; the room sees a channel that closed without an end.
+
+use chatbox_proto::ids::MessageId;
+use futures_util::StreamExt as _;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{context::ContextBuilder, error::SessionError, history::HistoryReader, log::SessionLog};
+use crate::{
+    domain::entry::{FinishReason, Seq, Usage},
+    llm::{Chunk, Prompt, registry::Model},
+};
+
+/// Messages per read while the context is collected.
+const PAGE: usize = 30;
+
+/// Events between a reply and its room. The provider waits when the room does not keep up.
+pub(super) const EVENT_QUEUE: usize = 64;
+
+/// What a reply tells its room.
+#[derive(Debug)]
+pub(super) enum ReplyEvent {
+    /// The prompt is ready; its estimated size in tokens.
+    Prompted(u64),
+    /// The provider's own id of the request.
+    RequestId(String),
+    /// Text; never empty.
+    Text(String),
+    /// The last event.
+    Ended(FinishReason, Option<Usage>),
+}
+
+/// What a reply needs to run.
+pub(super) struct ReplyJob {
+    pub(super) log: SessionLog,
+    pub(super) id: MessageId,
+    pub(super) started_seq: Seq,
+    pub(super) model: Model,
+    pub(super) user_hash: String,
+}
+
+impl ReplyJob {
+    /// Generates until the end, or until `cancel`; then the request upstream is dropped and nothing more is sent.
+    pub(super) async fn run(self, cancel: CancellationToken, events: mpsc::Sender<ReplyEvent>) {
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => {}
+            () = self.generate(&events) => {}
+        }
+    }
+
+    async fn generate(self, events: &mpsc::Sender<ReplyEvent>) {
+        let (finish, usage) = match self.prompt(events).await {
+            Ok(prompt) => self.stream(prompt, events).await,
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, session.id = %self.log.id, "no context for a reply");
+                (FinishReason::Interrupted, None)
+            }
+        };
+        // A room that is gone has no use for it.
+        let _ = events.send(ReplyEvent::Ended(finish, usage)).await;
+    }
+
+    async fn prompt(&self, events: &mpsc::Sender<ReplyEvent>) -> Result<Prompt, SessionError> {
+        let info = &self.model.info;
+        let budget = info.context_tokens.saturating_sub(info.max_output_tokens);
+        let mut context = ContextBuilder::new(u64::from(budget));
+        let mut history = HistoryReader::new(&self.log);
+        let mut before = self.started_seq;
+        'collect: loop {
+            let page = history.before(before, PAGE).await?;
+            let Some(oldest) = page.last().map(|message| message.seq) else { break };
+            before = oldest;
+            for message in page {
+                if !context.offer(message) {
+                    break 'collect;
+                }
+            }
+        }
+        let (messages, tokens) = context.finish(info.system_prompt.as_deref());
+        let _ = events.send(ReplyEvent::Prompted(tokens)).await;
+        Ok(Prompt {
+            upstream_model: info.upstream_model.clone(),
+            messages,
+            max_output_tokens: info.max_output_tokens,
+            user_hash: self.user_hash.clone(),
+        })
+    }
+
+    async fn stream(&self, prompt: Prompt, events: &mpsc::Sender<ReplyEvent>) -> (FinishReason, Option<Usage>) {
+        let mut usage = None;
+        let failed = |error: crate::llm::ProviderError, usage| {
+            tracing::warn!(%error, session.id = %self.log.id, reply.id = %self.id, model = self.model.info.id, "provider failed");
+            (error.finish_reason(), usage)
+        };
+        let mut chunks = match self.model.provider.generate(prompt).await {
+            Ok(chunks) => chunks,
+            Err(error) => return failed(error, None),
+        };
+        while let Some(chunk) = chunks.next().await {
+            let event = match chunk {
+                Ok(Chunk::Text(text)) => ReplyEvent::Text(text),
+                Ok(Chunk::RequestId(id)) => ReplyEvent::RequestId(id),
+                Ok(Chunk::Usage(reported)) => {
+                    usage = Some(reported);
+                    continue;
+                }
+                Ok(Chunk::Finished(finish)) => return (finish, usage),
+                Err(error) => return failed(error, usage),
+            };
+            if events.send(event).await.is_err() {
+                break;
+            }
+        }
+        failed(crate::llm::ProviderError::Truncated, usage)
+    }
+}

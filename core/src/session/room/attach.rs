@@ -1,0 +1,357 @@
+//! Subscribers of a room: attaching and resuming, fan-out, presence.
+//!
+//! Resume is "position first": the room takes the head and joins the subscriber at once, so that everything later reaches
+//! its queue; what lies between the client's position and that head is read from the store by the subscriber's own stream,
+//! ahead of its queue. The room does no reading for it.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use chatbox_proto::{
+    error_code::ErrorCode,
+    ids::MessageId,
+    status::Failure,
+    v1::{self, chat_response as response},
+};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::{sync::oneshot, time::Instant};
+
+use super::{Room, live::LiveReply};
+use crate::{
+    domain::{
+        entry::{Sender, Seq},
+        time::Timestamp,
+    },
+    session::{
+        error::shutting_down,
+        event,
+        log::{PAGE, SessionLog},
+        subscriber::{Closed, Delta, Queue, Replay},
+    },
+};
+
+/// Streams on one session; more are refused.
+const MAX_SUBSCRIBERS: usize = 64;
+
+/// A client that knows more than the store is waited for this long: its core may be ahead of a read.
+const FUTURE_POSITION: Duration = Duration::from_secs(2);
+
+/// `typing` lapses unless refreshed.
+const TYPING_LAPSES: Duration = Duration::from_secs(10);
+
+/// Clients of a server that leaves come back spread over this time.
+const AWAY_JITTER_MS: u64 = 1000;
+
+/// Names a subscriber within its room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SubscriberId(u64);
+
+/// A stream that wants to join.
+#[derive(Debug)]
+pub struct Attach {
+    /// Where its events go.
+    pub queue: Queue,
+    /// Who it is.
+    pub sender: Sender,
+    /// The last entry it has.
+    pub after_seq: Option<Seq>,
+    /// How much of a running reply it has.
+    pub reply: Option<(MessageId, u32)>,
+    /// Echoed in `opened`.
+    pub request_id: String,
+    /// The session was made for it.
+    pub created: bool,
+    /// Told when it has joined, or why not.
+    pub done: oneshot::Sender<Result<SubscriberId, Failure>>,
+}
+
+struct Subscriber {
+    id: SubscriberId,
+    queue: Queue,
+    sender: Sender,
+    typing_until: Option<Instant>,
+    half_closed: bool,
+}
+
+/// Everybody who is attached, and those who wait for entries that this room has not seen yet.
+#[derive(Default)]
+pub(super) struct Subscribers {
+    attached: Vec<Subscriber>,
+    waiting: Vec<(Attach, Instant)>,
+    last_id: u64,
+}
+
+impl Subscribers {
+    pub(super) fn is_empty(&self) -> bool {
+        self.attached.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Nobody has anything that will lapse.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.waiting.is_empty() && self.attached.iter().all(|s| s.typing_until.is_none() && !s.half_closed)
+    }
+
+    pub(super) fn sender(&self, id: SubscriberId) -> Option<&Sender> {
+        self.attached.iter().find(|s| s.id == id).map(|s| &s.sender)
+    }
+
+    pub(super) fn push(&self, id: SubscriberId, event: Bytes) {
+        if let Some(subscriber) = self.attached.iter().find(|s| s.id == id) {
+            subscriber.queue.push(event);
+        }
+    }
+
+    pub(super) fn broadcast(&self, event: &Bytes) {
+        for subscriber in &self.attached {
+            subscriber.queue.push(event.clone());
+        }
+    }
+
+    pub(super) fn broadcast_delta(&self, delta: &Delta) {
+        for subscriber in &self.attached {
+            subscriber.queue.push_delta(delta);
+        }
+    }
+
+    fn broadcast_except(&self, except: SubscriberId, event: &Bytes) {
+        for subscriber in self.attached.iter().filter(|s| s.id != except) {
+            subscriber.queue.push(event.clone());
+        }
+    }
+
+    pub(super) fn half_close(&mut self, id: SubscriberId) {
+        if let Some(subscriber) = self.attached.iter_mut().find(|s| s.id == id) {
+            subscriber.half_closed = true;
+        }
+    }
+
+    pub(super) fn typing(&mut self, id: SubscriberId, active: bool) {
+        let Some(subscriber) = self.attached.iter_mut().find(|s| s.id == id) else { return };
+        subscriber.typing_until = active.then(|| Instant::now() + TYPING_LAPSES);
+        let event = typing(&subscriber.sender, active);
+        self.broadcast_except(id, &event);
+    }
+
+    pub(super) fn lapse_typing(&mut self, now: Instant) {
+        let mut lapsed = Vec::new();
+        for subscriber in &mut self.attached {
+            if subscriber.typing_until.take_if(|until| *until <= now).is_some() {
+                lapsed.push((subscriber.id, typing(&subscriber.sender, false)));
+            }
+        }
+        for (id, event) in lapsed {
+            self.broadcast_except(id, &event);
+        }
+    }
+
+    /// Tells everybody that the server is leaving, and ends their streams.
+    pub(super) fn send_away(&mut self) {
+        for subscriber in self.attached.drain(..) {
+            let delay = Duration::from_millis(rand::random_range(0..AWAY_JITTER_MS));
+            let code = chatbox_proto::error_code::close::GOING_AWAY;
+            subscriber.queue.push(event::going_away("SHUTTING_DOWN", delay, code));
+            subscriber.queue.close(Closed::Failed(shutting_down()));
+        }
+        for (attach, _) in self.waiting.drain(..) {
+            let _ = attach.done.send(Err(shutting_down()));
+        }
+    }
+}
+
+fn typing(sender: &Sender, active: bool) -> Bytes {
+    let sender = Some(event::wire_sender(sender));
+    event::encode(response::Event::Typing(response::Typing { sender, active }))
+}
+
+impl Room {
+    pub(super) fn attach(&mut self, attach: Attach) {
+        self.sweep_subscribers();
+        let refusal = if self.is_leaving() {
+            Some(shutting_down())
+        } else if self.subscribers.attached.len() + self.subscribers.waiting.len() >= MAX_SUBSCRIBERS {
+            Some(Failure::new(
+                ErrorCode::ResourceExhausted,
+                "TOO_MANY_SUBSCRIBERS",
+                "this session has as many streams as it may",
+            ))
+        } else {
+            None
+        };
+        if let Some(failure) = refusal {
+            let _ = attach.done.send(Err(failure));
+        } else if attach.after_seq.is_some_and(|after| after > self.state.head) {
+            self.writes.wants_tail = true;
+            self.subscribers.waiting.push((attach, Instant::now() + FUTURE_POSITION));
+        } else {
+            self.join(attach);
+        }
+    }
+
+    /// Joins those who waited for entries that have come.
+    pub(super) fn retry_opens(&mut self) {
+        for (attach, deadline) in std::mem::take(&mut self.subscribers.waiting) {
+            if attach.after_seq.is_some_and(|after| after > self.state.head) {
+                self.subscribers.waiting.push((attach, deadline));
+            } else {
+                self.join(attach);
+            }
+        }
+    }
+
+    /// A position above the head is never an answer: after a while somebody else has to give it.
+    pub(super) fn fail_late_opens(&mut self, now: Instant) {
+        for (attach, deadline) in std::mem::take(&mut self.subscribers.waiting) {
+            if deadline > now {
+                self.writes.wants_tail = true;
+                self.subscribers.waiting.push((attach, deadline));
+                continue;
+            }
+            let failure = Failure::new(
+                ErrorCode::Unavailable,
+                "POSITION_AHEAD",
+                "this server has not seen the position yet; try again",
+            );
+            let _ = attach.done.send(Err(failure.retry_after(Duration::from_secs(1))));
+        }
+    }
+
+    fn join(&mut self, attach: Attach) {
+        let Attach { queue, sender, after_seq, reply, request_id, created, done } = attach;
+        let head = self.state.head;
+        let verdict = match after_seq {
+            None => response::ResumeVerdict::Fresh,
+            Some(after) if head - after <= self.shared.limits.replay => response::ResumeVerdict::Replayed,
+            Some(_) => response::ResumeVerdict::Gap,
+        };
+        queue.push(event::encode(response::Event::Opened(response::Opened {
+            session: Some(self.wire_session()),
+            verdict: verdict.into(),
+            head,
+            you: Some(event::wire_sender(&sender)),
+            created,
+            server_time: Some(event::wire_time(Timestamp::from(SystemTime::now()))),
+            request_id,
+        })));
+        if let (response::ResumeVerdict::Replayed, Some(after)) = (verdict, after_seq)
+            && after < head
+        {
+            queue.push_replay(replay(self.log.clone(), after, head));
+        }
+        if let Some(live) = &self.reply {
+            queue.push(snapshot(live, reply));
+        }
+        queue.push(event::encode(response::Event::CaughtUp(response::CaughtUp { seq: head })));
+        self.subscribers.last_id += 1;
+        let id = SubscriberId(self.subscribers.last_id);
+        self.subscribers.attached.push(Subscriber { id, queue, sender, typing_until: None, half_closed: false });
+        self.empty_since = None;
+        self.broadcast_presence(None);
+        if done.send(Ok(id)).is_err() {
+            self.detach(id);
+        }
+    }
+
+    pub(super) fn detach(&mut self, id: SubscriberId) {
+        let before = self.subscribers.attached.len();
+        self.subscribers.attached.retain(|subscriber| subscriber.id != id);
+        self.after_leaving(before);
+    }
+
+    /// Forgets those whose queue has closed: too slow, or gone.
+    pub(super) fn sweep_subscribers(&mut self) {
+        let before = self.subscribers.attached.len();
+        self.subscribers.attached.retain(|subscriber| !subscriber.queue.is_closed());
+        self.after_leaving(before);
+    }
+
+    fn after_leaving(&mut self, before: usize) {
+        if self.subscribers.attached.len() == before {
+            return;
+        }
+        self.broadcast_presence(None);
+        if self.subscribers.is_empty() {
+            self.empty_since = Some(Instant::now());
+        }
+    }
+
+    /// Ends the streams of those who send nothing more, once nothing that they wait for is left.
+    pub(super) fn settle_half_closed(&mut self) {
+        let replying = self.reply.is_some() || self.state.running.is_some() || self.state.needs_reply();
+        if replying {
+            return;
+        }
+        let before = self.subscribers.attached.len();
+        let writes = &self.writes;
+        self.subscribers.attached.retain(|subscriber| {
+            let settled = subscriber.half_closed && !writes.waits_for(subscriber.id);
+            if settled {
+                subscriber.queue.close(Closed::Done);
+            }
+            !settled
+        });
+        self.after_leaving(before);
+    }
+
+    /// Tells everybody, or everybody but one, who is here and how far they have read. Nobody is told what only they did.
+    pub(super) fn broadcast_presence(&self, except: Option<SubscriberId>) {
+        if self.subscribers.attached.iter().all(|s| Some(s.id) == except) {
+            return;
+        }
+        let mut participants: Vec<response::Participant> = Vec::new();
+        let mut offline: BTreeMap<&str, Seq> = self.read_marks.iter().map(|(k, v)| (k.as_str(), *v)).collect();
+        for subscriber in &self.subscribers.attached {
+            let sender = event::wire_sender(&subscriber.sender);
+            if participants.iter().any(|p| p.sender.as_ref().is_some_and(|s| s.user_id == sender.user_id)) {
+                continue;
+            }
+            let read_seq = offline.remove(sender.user_id.as_str()).unwrap_or(0);
+            participants.push(response::Participant { sender: Some(sender), online: true, read_seq });
+        }
+        for (user_id, read_seq) in offline {
+            let role = if *user_id == *self.owner { v1::SenderRole::User } else { v1::SenderRole::Admin };
+            let sender = v1::Sender { role: role.into(), user_id: user_id.to_owned(), display_name: String::new() };
+            participants.push(response::Participant { sender: Some(sender), online: false, read_seq });
+        }
+        let event = event::encode(response::Event::Presence(response::Presence { participants }));
+        match except {
+            Some(except) => self.subscribers.broadcast_except(except, &event),
+            None => self.subscribers.broadcast(&event),
+        }
+    }
+}
+
+/// What the client lacks of the running reply: from its position if that is a place in this reply, else everything.
+fn snapshot(live: &LiveReply, position: Option<(MessageId, u32)>) -> Bytes {
+    let offset = match position {
+        Some((id, offset)) if id == live.id && live.text.is_char_boundary(offset as usize) => offset,
+        Some(_) | None => 0,
+    };
+    event::snapshot(live.id, live.started_seq, offset, &live.text[offset as usize..], &live.model)
+}
+
+/// The entries in `(after, head]`, read page by page as the subscriber takes them.
+fn replay(log: SessionLog, after: Seq, head: Seq) -> Replay {
+    stream::try_unfold(after, move |after| {
+        let log = log.clone();
+        async move {
+            if after >= head {
+                return Ok(None);
+            }
+            let page = log.read_after(after, PAGE).await.map_err(|error| {
+                tracing::warn!(error = &error as &dyn std::error::Error, session.id = %log.id, "a replay failed");
+                Failure::from(&error)
+            })?;
+            let Some(last) = page.last().map(|entry| entry.seq) else {
+                tracing::error!(session.id = %log.id, after, head, "the log ends before its head");
+                return Err(Failure::internal());
+            };
+            let events: Vec<Bytes> = page.iter().filter(|entry| entry.seq <= head).map(event::entry).collect();
+            Ok(Some((stream::iter(events.into_iter().map(Ok)), last)))
+        }
+    })
+    .try_flatten()
+    .boxed()
+}

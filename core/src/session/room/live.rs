@@ -1,0 +1,259 @@
+//! The running reply: its text so far, its deltas, its lease, its end.
+
+use std::{future::Future, pin::Pin, sync::Arc, task, time::Duration};
+
+use chatbox_proto::ids::MessageId;
+use tokio::{sync::mpsc, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Room,
+    write::{Done, Origin},
+};
+use crate::{
+    domain::{
+        decide::Ending,
+        entry::{FinishReason, Seq, Usage},
+        session::RunningReply,
+    },
+    llm::tokens::estimate_usage,
+    session::{
+        error::SessionError,
+        event,
+        reply::{EVENT_QUEUE, ReplyEvent, ReplyJob},
+        subscriber::Delta,
+    },
+};
+
+/// A lease is renewed this often even when no text comes.
+const RENEW_WITHOUT_PROGRESS: Duration = Duration::from_secs(3);
+
+/// Stops of one reply that wait for its end; more are told to try again by their own time limit.
+const MAX_WAITERS: usize = 64;
+
+/// A reply of this core that has not got its terminal entry yet.
+pub(super) struct LiveReply {
+    pub(super) id: MessageId,
+    pub(super) started_seq: Seq,
+    pub(super) model: String,
+    pub(super) text: String,
+    /// Set once nothing more is taken; the terminal entry follows.
+    ending: Option<(FinishReason, Option<Usage>)>,
+    prompt_tokens: u64,
+    provider_request_id: Option<String>,
+    events: Option<mpsc::Receiver<ReplyEvent>>,
+    cancel: CancellationToken,
+    waiters: Vec<Origin>,
+    renewals: u64,
+    checkpointed: usize,
+    renewed_at: Instant,
+    started_at: Instant,
+}
+
+impl LiveReply {
+    fn new(running: &RunningReply, text: String, events: Option<mpsc::Receiver<ReplyEvent>>) -> Self {
+        let now = Instant::now();
+        Self {
+            id: running.id,
+            started_seq: running.started_seq,
+            model: running.model.clone(),
+            checkpointed: text.len(),
+            text,
+            ending: None,
+            prompt_tokens: 0,
+            provider_request_id: None,
+            events,
+            cancel: CancellationToken::new(),
+            waiters: Vec::new(),
+            renewals: 0,
+            renewed_at: now,
+            started_at: now,
+        }
+    }
+
+    /// A reply whose core died with this text.
+    pub(super) fn interrupted(running: &RunningReply, text: String) -> Self {
+        let mut reply = Self::new(running, text, None);
+        reply.end(FinishReason::Interrupted, None);
+        reply
+    }
+
+    /// Takes nothing more and drops the request upstream; the first reason counts.
+    fn end(&mut self, finish: FinishReason, usage: Option<Usage>) {
+        if self.ending.is_none() {
+            self.ending = Some((finish, usage));
+            self.events = None;
+            self.cancel.cancel();
+        }
+    }
+
+    /// The core is leaving.
+    pub(super) fn interrupt(&mut self) {
+        self.end(FinishReason::Interrupted, None);
+    }
+
+    /// Its terminal entry can be written.
+    pub(super) fn is_ending(&self) -> bool {
+        self.ending.is_some()
+    }
+
+    /// What the terminal entry says, with `otherwise` as the reason if it is cut here. Usage is estimated when the provider
+    /// sent none.
+    pub(super) fn ending(&self, otherwise: FinishReason) -> Ending {
+        let (finish, usage) = self.ending.unwrap_or((otherwise, None));
+        let usage = usage.unwrap_or_else(|| estimate_usage(self.prompt_tokens, self.text.len()));
+        Ending { finish, text: self.text.clone(), usage, provider_request_id: self.provider_request_id.clone() }
+    }
+
+    pub(super) fn take_waiters(&mut self) -> Vec<Origin> {
+        std::mem::take(&mut self.waiters)
+    }
+
+    pub(super) fn ran_for(&self) -> Duration {
+        self.started_at.elapsed()
+    }
+}
+
+impl Drop for LiveReply {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+/// The next event of the reply; `None` when it is gone without an end. Waits forever when there is nothing to wait for.
+/// Cancel-safe.
+pub(super) async fn next_event(reply: &mut Option<LiveReply>) -> Option<ReplyEvent> {
+    match reply.as_mut().and_then(|reply| reply.events.as_mut()) {
+        Some(events) => events.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A renewal under way: one conditional update of lease and checkpoint.
+pub(super) struct Renewal {
+    reply: MessageId,
+    bytes: usize,
+    update: Pin<Box<dyn Future<Output = Result<bool, SessionError>> + Send>>,
+}
+
+/// What became of a renewal.
+pub(super) struct Renewed {
+    reply: MessageId,
+    bytes: usize,
+    result: Result<bool, SessionError>,
+}
+
+impl Future for Renewal {
+    type Output = Renewed;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> task::Poll<Renewed> {
+        let result = task::ready!(self.update.as_mut().poll(cx));
+        task::Poll::Ready(Renewed { reply: self.reply, bytes: self.bytes, result })
+    }
+}
+
+impl Room {
+    /// Starts the task of a reply whose start has just been appended here.
+    pub(super) fn begin_reply(&mut self) {
+        let Some(running) = self.state.running.clone() else { return };
+        let (sender, events) = mpsc::channel(EVENT_QUEUE);
+        let mut reply = LiveReply::new(&running, String::new(), Some(events));
+        match self.shared.models.get(&running.model) {
+            Some(model) => {
+                let job = ReplyJob {
+                    log: self.log.clone(),
+                    id: running.id,
+                    started_seq: running.started_seq,
+                    model: model.clone(),
+                    user_hash: self.shared.user_hash(&self.owner),
+                };
+                self.shared.tasks.spawn(job.run(reply.cancel.clone(), sender));
+            }
+            None => reply.end(FinishReason::ProviderError, None),
+        }
+        self.shared.metrics.replies_running.inc();
+        self.reply = Some(reply);
+    }
+
+    pub(super) fn reply_event(&mut self, event: Option<ReplyEvent>) {
+        let Some(reply) = &mut self.reply else { return };
+        match event {
+            Some(ReplyEvent::Text(text)) => {
+                if reply.text.is_empty() {
+                    self.shared.metrics.first_text(&reply.model, reply.started_at.elapsed());
+                }
+                let offset = event::length(&reply.text);
+                reply.text.push_str(&text);
+                let encoded = event::delta(reply.id, reply.started_seq, offset, &text);
+                let delta = Delta {
+                    message_id: reply.id,
+                    started_seq: reply.started_seq,
+                    offset,
+                    text: Arc::from(text),
+                    encoded,
+                };
+                self.shared.metrics.deltas.inc();
+                self.subscribers.broadcast_delta(&delta);
+            }
+            Some(ReplyEvent::Prompted(tokens)) => reply.prompt_tokens = tokens,
+            Some(ReplyEvent::RequestId(id)) => reply.provider_request_id = Some(id),
+            Some(ReplyEvent::Ended(finish, usage)) => reply.end(finish, usage),
+            // The task is gone without a word: it panicked.
+            None => {
+                tracing::error!(session.id = %self.log.id, reply.id = %reply.id, "a reply's task died");
+                reply.end(FinishReason::ProviderError, None);
+            }
+        }
+    }
+
+    /// Stops a reply; a finished one is acknowledged. The acknowledgement of a running one follows its terminal entry.
+    pub(super) fn stop(&mut self, message_id: MessageId, origin: Origin) {
+        match &mut self.reply {
+            Some(reply) if reply.id == message_id => {
+                reply.end(FinishReason::Cancelled, None);
+                if reply.waiters.len() < MAX_WAITERS {
+                    reply.waiters.push(origin);
+                }
+            }
+            Some(_) | None => {
+                self.answer(origin, Ok(Done { message_id: Some(message_id), ..Done::default() }));
+            }
+        }
+    }
+
+    /// Renews the lease when there is progress to keep, or when it is due anyway.
+    pub(super) fn start_renewal(&mut self) {
+        let Some(reply) = &mut self.reply else { return };
+        let since = reply.renewed_at.elapsed();
+        let progress = reply.text.len() > reply.checkpointed && since >= self.shared.limits.checkpoint;
+        if self.renewal.is_some() || reply.is_ending() || !(progress || since >= RENEW_WITHOUT_PROGRESS) {
+            return;
+        }
+        reply.renewed_at = Instant::now();
+        let (id, expected, bytes) = (reply.id, reply.renewals, reply.text.len());
+        let sealed = self.log.seal_checkpoint(id, &reply.text);
+        let (log, boot_id) = (self.log.clone(), self.shared.boot_id);
+        let update = Box::pin(async move { log.call(log.store.renew_reply(id, boot_id, expected, sealed)).await });
+        self.renewal = Some(Renewal { reply: id, bytes, update });
+    }
+
+    pub(super) fn renewed(&mut self, renewed: Renewed) {
+        let Some(reply) = self.reply.as_mut().filter(|reply| reply.id == renewed.reply) else { return };
+        match renewed.result {
+            Ok(true) => {
+                reply.renewals += 1;
+                reply.checkpointed = renewed.bytes;
+            }
+            Ok(false) if reply.is_ending() => {}
+            Ok(false) => {
+                // Somebody else finished it, or the row never came to be: what the log says counts.
+                tracing::warn!(session.id = %self.log.id, reply.id = %reply.id, "lost the lease of a reply");
+                reply.end(FinishReason::Interrupted, None);
+                self.writes.wants_tail = true;
+            }
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, session.id = %self.log.id, "a checkpoint was not stored");
+            }
+        }
+    }
+}

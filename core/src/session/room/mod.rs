@@ -1,0 +1,380 @@
+//! The owner of one live session: its state at the head, its subscribers and its running reply. Everybody else talks to it
+//! through a bounded channel. It decides, appends, and fans out what the store has confirmed; it never waits for a
+//! subscriber, and while an append is in flight deltas and attaching go on.
+
+mod attach;
+mod live;
+mod write;
+
+use std::{collections::BTreeMap, future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use chatbox_proto::{error_code::ErrorCode, ids::MessageId, status::Failure, v1};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
+
+pub use self::attach::{Attach, SubscriberId};
+use self::{
+    attach::Subscribers,
+    live::{LiveReply, Renewal},
+    write::{Op, Origin, Write, Writes},
+};
+use super::{
+    directory::{Phase, Shared},
+    error::shutting_down,
+    event,
+    log::SessionLog,
+};
+use crate::domain::{
+    entry::{EndReason, Message, Sender, Seq},
+    session::SessionState,
+    time::Timestamp,
+};
+
+/// Commands that wait for the room; senders wait beyond that.
+const COMMAND_QUEUE: usize = 16;
+
+/// A room without subscribers and work stays this long, so that a reload finds it.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// How often everything that has a deadline is looked at, at least.
+const TICK: Duration = Duration::from_millis(500);
+
+/// What a subscriber wants, checked for form.
+#[derive(Debug)]
+pub enum Frame {
+    /// Write a message.
+    Send(Message),
+    /// Stop the running reply.
+    Stop(MessageId),
+    /// End the session.
+    EndSession,
+    /// Somebody is writing, or stopped.
+    Typing(bool),
+    /// Somebody has read up to here.
+    Read(Seq),
+}
+
+pub(super) enum Command {
+    Attach(Box<Attach>),
+    Frame { subscriber: SubscriberId, request_id: String, frame: Box<Frame> },
+    HalfClose(SubscriberId),
+    Detach(SubscriberId),
+    End { by: Sender, done: oneshot::Sender<Result<v1::Session, Failure>> },
+    StoreHead(Seq),
+}
+
+/// Reaches one room. Sending fails when the room has closed: then look it up again.
+#[derive(Debug, Clone)]
+pub struct RoomHandle {
+    commands: mpsc::Sender<Command>,
+    owner: Arc<str>,
+}
+
+/// The room has closed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RoomClosed;
+
+impl RoomHandle {
+    pub(super) fn owner(&self) -> &str {
+        &self.owner
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.commands.is_closed()
+    }
+
+    pub(super) async fn command(&self, command: Command) -> Result<(), RoomClosed> {
+        self.commands.send(command).await.map_err(|_| RoomClosed)
+    }
+
+    /// For hints that may be lost.
+    pub(super) fn hint_store_head(&self, head: Seq) {
+        let _ = self.commands.try_send(Command::StoreHead(head));
+    }
+
+    /// Hands a subscriber's frame to the room; the answer comes on the subscriber's queue.
+    ///
+    /// # Errors
+    /// The room has closed.
+    pub async fn frame(&self, subscriber: SubscriberId, request_id: String, frame: Frame) -> Result<(), Failure> {
+        let command = Command::Frame { subscriber, request_id, frame: Box::new(frame) };
+        self.command(command).await.map_err(|RoomClosed| shutting_down())
+    }
+
+    /// Waits until the room has closed.
+    pub async fn closed(&self) {
+        self.commands.closed().await;
+    }
+
+    /// The subscriber sends nothing more: its stream ends once nothing it waits for is left.
+    pub async fn half_close(&self, subscriber: SubscriberId) {
+        let _ = self.command(Command::HalfClose(subscriber)).await;
+    }
+
+    /// The subscriber is gone.
+    pub async fn detach(&self, subscriber: SubscriberId) {
+        let _ = self.command(Command::Detach(subscriber)).await;
+    }
+}
+
+/// See the module's text.
+pub(super) struct Room {
+    shared: Arc<Shared>,
+    log: SessionLog,
+    owner: Arc<str>,
+    created_at: Timestamp,
+    state: SessionState,
+    commands: mpsc::Receiver<Command>,
+    subscribers: Subscribers,
+    read_marks: BTreeMap<String, Seq>,
+    dirty_marks: BTreeMap<String, Seq>,
+    writes: Writes,
+    reply: Option<LiveReply>,
+    renewal: Option<Renewal>,
+    /// The head as the store told it last.
+    store_head: Seq,
+    phase: watch::Receiver<Phase>,
+    next_heartbeat: Instant,
+    empty_since: Option<Instant>,
+}
+
+impl Room {
+    /// A room at the head of its session, and the way to reach it. Nothing runs yet.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        log: SessionLog,
+        owner: &str,
+        created_at: Timestamp,
+        state: SessionState,
+        read_marks: BTreeMap<String, Seq>,
+    ) -> (Self, RoomHandle) {
+        let (sender, commands) = mpsc::channel(COMMAND_QUEUE);
+        let owner: Arc<str> = owner.into();
+        let handle = RoomHandle { commands: sender, owner: owner.clone() };
+        let phase = shared.phase.clone();
+        let room = Self {
+            log,
+            owner,
+            created_at,
+            store_head: state.head,
+            state,
+            commands,
+            subscribers: Subscribers::default(),
+            read_marks,
+            dirty_marks: BTreeMap::new(),
+            writes: Writes::default(),
+            reply: None,
+            renewal: None,
+            phase,
+            next_heartbeat: Instant::now() + shared.limits.heartbeat,
+            empty_since: Some(Instant::now()),
+            shared,
+        };
+        (room, handle)
+    }
+
+    /// Serves the session until nobody is there and nothing is left to do.
+    pub(super) async fn run(mut self) {
+        self.adopt_orphan().await;
+        // `phase` may have changed before this room existed.
+        self.phase.mark_changed();
+        while !self.is_done() {
+            self.start_writes();
+            self.start_renewal();
+            self.settle_half_closed();
+            let deadline = self.next_deadline();
+            tokio::select! {
+                biased;
+                landed = poll(&mut self.writes.in_flight) => self.landed(landed),
+                renewed = poll(&mut self.renewal) => self.renewed(renewed),
+                event = live::next_event(&mut self.reply) => self.reply_event(event),
+                command = self.commands.recv() => match command {
+                    Some(command) => self.command(command),
+                    None => self.empty_since = Some(Instant::now() - LINGER),
+                },
+                changed = self.phase.changed() => self.phase_changed(changed.is_err()),
+                () = tokio::time::sleep_until(deadline) => self.tick().await,
+            }
+        }
+        self.flush_marks().await;
+        self.retire().await;
+    }
+
+    /// A reply that runs by the log and has no task: its core died. The embedded store has one owner, so that is certain.
+    async fn adopt_orphan(&mut self) {
+        let Some(running) = self.state.running.clone() else { return };
+        let row = self.log.call(self.log.store.reply_row(self.log.id)).await;
+        let checkpoint = match row {
+            Ok(Some(row)) if row.message_id == running.id => self.log.open_checkpoint(running.id, &row.checkpoint),
+            Ok(_) => Ok(String::new()),
+            Err(error) => Err(error),
+        };
+        let text = checkpoint.unwrap_or_else(|error| {
+            tracing::warn!(error = &error as &dyn std::error::Error, session.id = %self.log.id, "no checkpoint to finish a reply with");
+            String::new()
+        });
+        tracing::info!(session.id = %self.log.id, reply.id = %running.id, bytes = text.len(), "finishing an interrupted reply");
+        self.reply = Some(LiveReply::interrupted(&running, text));
+    }
+
+    fn is_done(&self) -> bool {
+        let quiet = self.subscribers.is_empty()
+            && self.writes.is_idle()
+            && self.reply.is_none()
+            && (!self.state.needs_reply() || self.is_leaving());
+        let lingered = self.is_leaving() || self.empty_since.is_some_and(|since| since.elapsed() >= LINGER);
+        quiet && lingered && self.commands.is_empty()
+    }
+
+    fn is_leaving(&self) -> bool {
+        *self.phase.borrow() != Phase::Serving
+    }
+
+    /// Takes the room out of the directory, then answers whoever was too late: their callers look again.
+    async fn retire(mut self) {
+        self.shared.retire(self.log.id);
+        self.commands.close();
+        while self.commands.recv().await.is_some() {}
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Attach(attach) => self.attach(*attach),
+            Command::Frame { subscriber, request_id, frame } => self.frame(subscriber, request_id, *frame),
+            Command::HalfClose(subscriber) => self.subscribers.half_close(subscriber),
+            Command::Detach(subscriber) => self.detach(subscriber),
+            Command::End { by, done } => {
+                self.writes.push(Write::new(Op::End { by, reason: EndReason::User }, Origin::Call(done)));
+            }
+            Command::StoreHead(head) => {
+                self.store_head = self.store_head.max(head);
+                if head > self.state.head {
+                    self.writes.wants_tail = true;
+                }
+            }
+        }
+    }
+
+    fn frame(&mut self, subscriber: SubscriberId, request_id: String, frame: Frame) {
+        let Some(sender) = self.subscribers.sender(subscriber).cloned() else { return };
+        let origin = Origin::Frame { subscriber, request_id };
+        match frame {
+            Frame::Send(_) | Frame::EndSession if self.is_leaving() => self.answer(origin, Err(shutting_down())),
+            Frame::Send(_) | Frame::EndSession if self.writes.is_full() => {
+                let busy = Failure::new(ErrorCode::ResourceExhausted, "TOO_MANY_WRITES", "too many frames wait");
+                self.answer(origin, Err(busy.retry_after(Duration::from_millis(200))));
+            }
+            Frame::Send(message) => self.writes.push(Write::new(Op::Send(Box::new(message)), origin)),
+            Frame::EndSession => {
+                self.writes.push(Write::new(Op::End { by: sender, reason: EndReason::User }, origin));
+            }
+            Frame::Stop(message_id) => self.stop(message_id, origin),
+            Frame::Typing(active) => {
+                self.subscribers.typing(subscriber, active);
+                self.answer_frame(origin);
+            }
+            Frame::Read(seq) if seq > self.state.head => {
+                self.answer(origin, Err(Failure::invalid("read.seq", "at most the head of the session")));
+            }
+            Frame::Read(seq) => {
+                let mark = self.read_marks.entry(sender.user_id.clone()).or_default();
+                if seq > *mark {
+                    *mark = seq;
+                    self.dirty_marks.insert(sender.user_id, seq);
+                    self.broadcast_presence(Some(subscriber));
+                }
+                self.answer_frame(origin);
+            }
+        }
+    }
+
+    /// Acknowledges a frame that wrote nothing.
+    fn answer_frame(&mut self, origin: Origin) {
+        self.answer(origin, Ok(write::Done::default()));
+    }
+
+    /// Answers a write to whoever asked for it.
+    fn answer(&mut self, origin: Origin, result: Result<write::Done, Failure>) {
+        match origin {
+            Origin::Nobody => {}
+            Origin::Frame { subscriber, request_id } => {
+                let event = match result {
+                    Ok(_) if request_id.is_empty() => return,
+                    Ok(done) => event::ack(request_id, done.message_id, done.seq, done.duplicate),
+                    Err(failure) => event::error(request_id, failure),
+                };
+                self.subscribers.push(subscriber, event);
+            }
+            Origin::Call(done) => {
+                // A caller that gave up has no use for it.
+                let _ = done.send(result.map(|_| self.wire_session()));
+            }
+        }
+    }
+
+    fn wire_session(&self) -> v1::Session {
+        event::wire_session(&self.log.id.to_string(), &self.owner, self.created_at, &self.state)
+    }
+
+    fn phase_changed(&mut self, gone: bool) {
+        let phase = if gone { Phase::Cutting } else { *self.phase.borrow_and_update() };
+        if phase != Phase::Serving {
+            self.subscribers.send_away();
+            self.empty_since.get_or_insert_with(Instant::now);
+        }
+        if phase == Phase::Cutting
+            && let Some(reply) = &mut self.reply
+        {
+            reply.interrupt();
+        }
+    }
+
+    fn next_deadline(&self) -> Instant {
+        let now = Instant::now();
+        if self.subscribers.is_quiet()
+            && self.reply.is_none()
+            && self.writes.is_idle()
+            && self.dirty_marks.is_empty()
+            && self.empty_since.is_none()
+        {
+            // An idle session wakes up for its heartbeat only.
+            return self.next_heartbeat.max(now);
+        }
+        (now + TICK).min(self.next_heartbeat.max(now))
+    }
+
+    async fn tick(&mut self) {
+        let now = Instant::now();
+        if now >= self.next_heartbeat {
+            self.next_heartbeat = now + self.shared.limits.heartbeat;
+            self.subscribers.broadcast(&event::heartbeat(self.store_head.max(self.state.head)));
+        }
+        self.subscribers.lapse_typing(now);
+        self.fail_late_opens(now);
+        self.flush_marks().await;
+        self.sweep_subscribers();
+    }
+
+    /// Read marks may lose a second; they are written once a tick, however often somebody scrolls.
+    async fn flush_marks(&mut self) {
+        for (user_id, seq) in std::mem::take(&mut self.dirty_marks) {
+            if let Err(error) = self.log.call(self.log.store.mark_read(self.log.id, &user_id, seq)).await {
+                tracing::warn!(error = &error as &dyn std::error::Error, session.id = %self.log.id, "a read mark was not stored");
+            }
+        }
+    }
+}
+
+/// Waits for what is there, or forever.
+async fn poll<F: Future + Unpin>(slot: &mut Option<F>) -> F::Output {
+    match slot {
+        Some(future) => {
+            let output = Pin::new(future).await;
+            *slot = None;
+            output
+        }
+        None => std::future::pending().await,
+    }
+}

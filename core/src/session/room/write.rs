@@ -1,0 +1,465 @@
+//! Writes: what waits to be decided, the one append in flight, and what became of it.
+//!
+//! At most one append of a session is in flight. Its outcome is one of: done, and its entries are applied and fanned out;
+//! conflict, and the tail is read and the decision made again, a bounded number of times; failed, and whoever asked is
+//! told; unknown, and nothing else is decided until a read by its append id has settled it.
+
+use std::{collections::VecDeque, future::Future, pin::Pin, task, time::Duration};
+
+use chatbox_proto::{error_code::ErrorCode, ids::MessageId, status::Failure, v1};
+use tokio::{sync::oneshot, time::Instant};
+
+use super::{Room, attach::SubscriberId};
+use crate::{
+    domain::{
+        decide::{self, NextReply, Rejection},
+        entry::{EndReason, Entry, EntryKind, Fact, FinishReason, Message, Sender, Seq},
+        session::SessionState,
+        time::Timestamp,
+    },
+    session::{error::SessionError, event, log::PAGE, log::SessionLog},
+    store::{Append, Appended, MessageKey, ReplyRow},
+};
+
+/// Frames that wait for their turn; more are refused.
+const MAX_PENDING: usize = 64;
+
+/// Between two looks for an append whose outcome is unknown.
+const RESOLVE_EVERY: Duration = Duration::from_millis(250);
+
+/// Between two tries to write the end of a reply: doubled each time, up to this.
+const MAX_RETRY: Duration = Duration::from_secs(2);
+
+/// What is to be decided.
+pub(super) enum Op {
+    /// A message.
+    Send(Box<Message>),
+    /// The end of the session.
+    End { by: Sender, reason: EndReason },
+    /// The end of the live reply.
+    FinishReply(MessageId),
+    /// A reply to what waits.
+    Answer,
+}
+
+/// Who is told.
+pub(super) enum Origin {
+    Nobody,
+    Frame { subscriber: SubscriberId, request_id: String },
+    Call(oneshot::Sender<Result<v1::Session, Failure>>),
+}
+
+/// What was done for them.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Done {
+    pub(super) message_id: Option<MessageId>,
+    pub(super) seq: Seq,
+    pub(super) duplicate: bool,
+}
+
+/// One thing to be decided and appended.
+pub(super) struct Write {
+    op: Op,
+    origin: Origin,
+    rounds: u32,
+}
+
+impl Write {
+    pub(super) fn new(op: Op, origin: Origin) -> Self {
+        Self { op, origin, rounds: 0 }
+    }
+
+    pub(super) fn subscriber(&self) -> Option<SubscriberId> {
+        match &self.origin {
+            Origin::Frame { subscriber, .. } => Some(*subscriber),
+            Origin::Nobody | Origin::Call(_) => None,
+        }
+    }
+}
+
+/// The writes of one room.
+#[derive(Default)]
+pub(super) struct Writes {
+    pending: VecDeque<Write>,
+    pub(super) in_flight: Option<InFlight>,
+    /// The store has entries that this room has not.
+    pub(super) wants_tail: bool,
+    /// What the room writes of its own accord failed; not again before then.
+    retry_at: Option<Instant>,
+    failures: u32,
+}
+
+impl Writes {
+    pub(super) fn push(&mut self, write: Write) {
+        self.pending.push_back(write);
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.pending.len() >= MAX_PENDING
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.pending.is_empty() && self.in_flight.is_none() && !self.wants_tail
+    }
+
+    pub(super) fn waits_for(&self, subscriber: SubscriberId) -> bool {
+        let flying = self.in_flight.as_ref().and_then(|flight| flight.write.as_ref());
+        self.pending.iter().chain(flying).any(|write| write.subscriber() == Some(subscriber))
+    }
+}
+
+/// The one append under way, or the read that follows it.
+pub(super) struct InFlight {
+    /// `None` for a read of the tail that nobody asked for, and once whoever asked was told that the outcome is unknown.
+    write: Option<Write>,
+    entries: Vec<Entry>,
+    work: Pin<Box<dyn Future<Output = Outcome> + Send>>,
+}
+
+/// What became of it.
+pub(super) struct Landed {
+    write: Option<Write>,
+    entries: Vec<Entry>,
+    outcome: Outcome,
+}
+
+enum Outcome {
+    Done,
+    /// The entries that were missed, and the message that has the same key.
+    Conflict {
+        tail: Vec<Entry>,
+        found: Option<MessageKey>,
+    },
+    Unknown(Box<Append>, SessionError),
+    Failed(SessionError),
+}
+
+impl Future for InFlight {
+    type Output = Landed;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> task::Poll<Landed> {
+        let outcome = task::ready!(self.work.as_mut().poll(cx));
+        let this = &mut *self;
+        task::Poll::Ready(Landed { write: this.write.take(), entries: std::mem::take(&mut this.entries), outcome })
+    }
+}
+
+async fn append(log: SessionLog, append: Append) -> Outcome {
+    match log.call(log.store.append(append.clone())).await {
+        Ok(Appended::Done(_)) => Outcome::Done,
+        Ok(Appended::Conflict) => conflict(log, append.expected_head, append.messages.into_iter().next()).await,
+        Err(error) if error.outcome_unknown() => Outcome::Unknown(Box::new(append), error),
+        Err(error) => Outcome::Failed(error),
+    }
+}
+
+/// Finds out what stood in the way: a repeated message, or somebody else's entries.
+async fn conflict(log: SessionLog, head: Seq, key: Option<MessageKey>) -> Outcome {
+    let read = async {
+        let found = match key {
+            Some(key) => log.call(log.store.find_message(log.id, key.key)).await?,
+            None => None,
+        };
+        Ok((read_tail(&log, head).await?, found))
+    };
+    match read.await {
+        Ok((tail, found)) => Outcome::Conflict { tail, found },
+        Err(error) => Outcome::Failed(error),
+    }
+}
+
+async fn read_tail(log: &SessionLog, head: Seq) -> Result<Vec<Entry>, SessionError> {
+    let mut tail: Vec<Entry> = Vec::new();
+    loop {
+        let after = tail.last().map_or(head, |entry| entry.seq);
+        let page = log.read_after(after, PAGE).await?;
+        if page.is_empty() {
+            return Ok(tail);
+        }
+        tail.extend(page);
+    }
+}
+
+/// Looks for an append until the store says whether it was written.
+async fn resolve(log: SessionLog, append: Append) -> Outcome {
+    loop {
+        match log.call(log.store.find_append(log.id, append.append_id)).await {
+            Ok(Some(_)) => return Outcome::Done,
+            Ok(None) => return conflict(log, append.expected_head, None).await,
+            Err(error) if error.is_passing() => tokio::time::sleep(RESOLVE_EVERY).await,
+            Err(error) => return Outcome::Failed(error),
+        }
+    }
+}
+
+impl Room {
+    /// Starts the next append, if none is in flight and something waits.
+    pub(super) fn start_writes(&mut self) {
+        while self.writes.in_flight.is_none() {
+            let Some(write) = self.next_write() else { return };
+            match self.decide(&write.op) {
+                Ok(kinds) if kinds.is_empty() => self.answer(write.origin, Ok(Done::default())),
+                Ok(kinds) => self.start_append(write, kinds),
+                Err(rejection) => self.rejected(write, rejection),
+            }
+        }
+    }
+
+    /// The end of a reply goes before what waits; a read of the tail before everything.
+    fn next_write(&mut self) -> Option<Write> {
+        let may_retry = self.writes.retry_at.is_none_or(|at| at <= Instant::now());
+        if self.writes.wants_tail && may_retry {
+            self.writes.wants_tail = false;
+            let (log, head) = (self.log.clone(), self.state.head);
+            let work = Box::pin(conflict(log, head, None));
+            self.writes.in_flight = Some(InFlight { write: None, entries: Vec::new(), work });
+            return None;
+        }
+        if let Some(reply) = &self.reply
+            && reply.is_ending()
+            && may_retry
+        {
+            return Some(Write::new(Op::FinishReply(reply.id), Origin::Nobody));
+        }
+        if self.state.needs_reply() && self.reply.is_none() && may_retry && !self.is_leaving() {
+            return Some(Write::new(Op::Answer, Origin::Nobody));
+        }
+        self.writes.pending.pop_front()
+    }
+
+    fn decide(&self, op: &Op) -> Result<Vec<EntryKind>, Rejection> {
+        let state = &self.state;
+        let next = || NextReply {
+            id: MessageId::generate(),
+            model: self.shared.models.get_or_default(&state.model).0.info.id.clone(),
+        };
+        let reply = (!self.is_leaving()).then(next);
+        match op {
+            Op::Send(message) => decide::send(state, (**message).clone(), reply, self.shared.limits.max_unanswered),
+            Op::Answer => Ok(decide::answer(state, next())),
+            Op::FinishReply(id) => {
+                let Some(live) = &self.reply else { return Err(Rejection::NotRunning) };
+                decide::finish_reply(state, *id, live.ending(FinishReason::Interrupted), reply)
+            }
+            Op::End { by, reason } => {
+                let ending = || match &self.reply {
+                    Some(live) => live.ending(FinishReason::Cancelled),
+                    None => decide::Ending {
+                        finish: FinishReason::Interrupted,
+                        text: String::new(),
+                        usage: crate::domain::entry::Usage::default(),
+                        provider_request_id: None,
+                    },
+                };
+                decide::end(state, Some(by.clone()), *reason, ending, next())
+            }
+        }
+    }
+
+    fn rejected(&mut self, write: Write, rejection: Rejection) {
+        match (write.op, rejection) {
+            // Ending twice is ending once.
+            (Op::End { .. }, Rejection::Ended) => self.answer(write.origin, Ok(Done::default())),
+            (Op::FinishReply(id), _) => self.drop_reply(id),
+            // The first try of a repeated message may be what filled the queue, or was followed by the end: look for it
+            // before saying no.
+            (Op::Send(message), _) => {
+                let work = Box::pin(conflict(self.log.clone(), self.state.head, Some(self.message_key(&message, 0))));
+                let rounds = self.shared.limits.append_rounds;
+                let write = Write { op: Op::Send(message), origin: write.origin, rounds };
+                self.writes.in_flight = Some(InFlight { write: Some(write), entries: Vec::new(), work });
+            }
+            (_, rejection) => self.answer(write.origin, Err(rejection.into())),
+        }
+    }
+
+    fn start_append(&mut self, write: Write, kinds: Vec<EntryKind>) {
+        match self.prepare(kinds) {
+            Ok((entries, prepared)) => {
+                let work = Box::pin(append(self.log.clone(), prepared));
+                self.writes.in_flight = Some(InFlight { write: Some(write), entries, work });
+            }
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, session.id = %self.log.id, "an append could not be prepared");
+                self.failed(write, &error);
+            }
+        }
+    }
+
+    /// The document, its keys and its companions, decided against the head.
+    fn prepare(&self, kinds: Vec<EntryKind>) -> Result<(Vec<Entry>, Append), SessionError> {
+        let head = self.state.head;
+        let at = Timestamp::now();
+        let entries: Vec<Entry> =
+            (head + 1..).zip(kinds).map(|(seq, kind)| Entry { seq, fact: Fact { at, kind } }).collect();
+        let mut after: SessionState = self.state.clone();
+        let mut messages = Vec::new();
+        for entry in &entries {
+            after.apply(entry)?;
+            if let EntryKind::Message(message) = &entry.fact.kind {
+                messages.push(self.message_key(message, entry.seq));
+            }
+        }
+        let facts: Vec<&Fact> = entries.iter().map(|entry| &entry.fact).collect();
+        let reply_started =
+            after.running.as_ref().filter(|running| running.started_seq > head).map(|running| ReplyRow {
+                session_id: self.log.id,
+                message_id: running.id,
+                started_seq: running.started_seq,
+                boot_id: self.shared.boot_id,
+                renewals: 0,
+                checkpoint: Vec::new(),
+            });
+        let before = self.state.running.as_ref();
+        let reply_finished = before.filter(|running| after.running.as_ref() != Some(running)).map(|running| running.id);
+        let append = Append {
+            session_id: self.log.id,
+            append_id: rand::random(),
+            expected_head: head,
+            count: u32::try_from(entries.len()).unwrap_or(u32::MAX),
+            sealed: self.log.seal(head + 1, &facts)?,
+            messages,
+            ends_session: after.ended.is_some() && self.state.ended.is_none(),
+            derived: self.log.derive(&after)?,
+            reply_started,
+            reply_finished,
+        };
+        Ok((entries, append))
+    }
+
+    fn message_key(&self, message: &Message, seq: Seq) -> MessageKey {
+        let client_id = message.client_message_id.as_deref().unwrap_or_default();
+        let mut content: Vec<&[u8]> = vec![message.text.as_bytes()];
+        content.extend(message.file_ids.iter().map(String::as_bytes));
+        MessageKey {
+            key: self.log.key.keyed_hash("message", &[message.sender.user_id.as_bytes(), client_id.as_bytes()]),
+            content: self.log.key.keyed_hash("content", &content),
+            message_id: message.id,
+            seq,
+        }
+    }
+
+    pub(super) fn landed(&mut self, landed: Landed) {
+        let Landed { write, entries, outcome } = landed;
+        match outcome {
+            Outcome::Done => {
+                self.shared.metrics.appended("done");
+                self.writes.failures = 0;
+                self.writes.retry_at = None;
+                self.apply_all(&entries);
+                if self.reply.is_none() && self.state.running.is_some() {
+                    self.begin_reply();
+                }
+                if let Some(write) = write {
+                    let done = done(&entries);
+                    self.answer(write.origin, Ok(done));
+                }
+            }
+            Outcome::Conflict { tail, found } => {
+                self.apply_all(&tail);
+                if let Some(write) = write {
+                    self.shared.metrics.appended("conflict");
+                    self.decide_again(write, found);
+                }
+                self.retry_opens();
+            }
+            Outcome::Unknown(append, error) => {
+                self.shared.metrics.appended("unknown");
+                tracing::warn!(error = &error as &dyn std::error::Error, session.id = %self.log.id, "outcome of an append is unknown");
+                if let Some(write) = write {
+                    self.answer(write.origin, Err(Failure::from(&error)));
+                }
+                let work = Box::pin(resolve(self.log.clone(), *append));
+                self.writes.in_flight = Some(InFlight { write: None, entries, work });
+            }
+            Outcome::Failed(error) => {
+                self.shared.metrics.appended("failed");
+                tracing::warn!(error = &error as &dyn std::error::Error, session.id = %self.log.id, "an append failed");
+                match write {
+                    Some(write) => self.failed(write, &error),
+                    None => {
+                        self.writes.wants_tail = true;
+                        self.back_off();
+                    }
+                }
+            }
+        }
+    }
+
+    fn decide_again(&mut self, mut write: Write, found: Option<MessageKey>) {
+        if let (Op::Send(message), Some(found)) = (&write.op, &found) {
+            let same = self.message_key(message, 0).content == found.content;
+            let result = if same {
+                Ok(Done { message_id: Some(found.message_id), seq: found.seq, duplicate: true })
+            } else {
+                Err(Failure::new(
+                    ErrorCode::AlreadyExists,
+                    "CLIENT_MESSAGE_ID_REUSED",
+                    "this client_message_id was used for another message",
+                ))
+            };
+            return self.answer(write.origin, result);
+        }
+        write.rounds += 1;
+        if write.rounds <= self.shared.limits.append_rounds {
+            return self.writes.pending.push_front(write);
+        }
+        // The decision stands or the rivals do.
+        let failure = match self.decide(&write.op) {
+            Err(rejection) => rejection.into(),
+            Ok(_) => Failure::new(ErrorCode::Aborted, "TOO_MANY_CONFLICTS", "concurrent changes won; try again"),
+        };
+        self.answer(write.origin, Err(failure));
+    }
+
+    fn failed(&mut self, write: Write, error: &SessionError) {
+        match write.op {
+            // The end of a reply is not anybody's call to repeat: it is tried until it is written.
+            Op::FinishReply(_) | Op::Answer => self.back_off(),
+            Op::Send(_) | Op::End { .. } => self.answer(write.origin, Err(Failure::from(error))),
+        }
+    }
+
+    fn back_off(&mut self) {
+        let delay = Duration::from_millis(50 << self.writes.failures.min(6));
+        self.writes.failures += 1;
+        self.writes.retry_at = Some(Instant::now() + delay.min(MAX_RETRY));
+    }
+
+    /// Applies entries that the store has confirmed, in order, and shows each to every subscriber.
+    fn apply_all(&mut self, entries: &[Entry]) {
+        for entry in entries {
+            if let Err(error) = self.state.apply(entry) {
+                tracing::error!(%error, session.id = %self.log.id, "the log is out of order");
+                self.writes.wants_tail = true;
+                return;
+            }
+            self.subscribers.broadcast(&event::entry(entry));
+            if let EntryKind::ReplyFinished(finished) = &entry.fact.kind {
+                self.shared.metrics.reply_finished(finished, self.reply.as_ref().map(super::live::LiveReply::ran_for));
+                self.drop_reply(finished.id);
+            }
+        }
+        self.store_head = self.store_head.max(self.state.head);
+    }
+
+    /// The reply has its terminal entry: whoever stopped it is told.
+    fn drop_reply(&mut self, id: MessageId) {
+        let Some(mut reply) = self.reply.take_if(|reply| reply.id == id) else { return };
+        self.shared.metrics.replies_running.dec();
+        for origin in reply.take_waiters() {
+            self.answer(origin, Ok(Done { message_id: Some(id), ..Done::default() }));
+        }
+    }
+}
+
+/// What a caller is told about its own entries.
+fn done(entries: &[Entry]) -> Done {
+    let message = entries.iter().find_map(|entry| {
+        if let EntryKind::Message(message) = &entry.fact.kind { Some((message.id, entry.seq)) } else { None }
+    });
+    match message {
+        Some((id, seq)) => Done { message_id: Some(id), seq, duplicate: false },
+        None => Done { message_id: None, seq: entries.last().map_or(0, |entry| entry.seq), duplicate: false },
+    }
+}

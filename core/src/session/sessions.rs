@@ -1,0 +1,317 @@
+//! What the layer above can do with sessions. Every operation on a session id goes through [`Sessions::owned`]: one gate,
+//! one answer for unknown and foreign ids.
+
+use chatbox_proto::{error_code::ErrorCode, ids::SessionId, status::Failure, v1};
+use tokio::sync::oneshot;
+
+use super::{
+    directory::{Directory, report},
+    event,
+    history::HistoryReader,
+    log,
+    room::{Attach, Command, RoomHandle, SubscriberId},
+};
+use crate::{
+    domain::{
+        entry::{Sender, Seq},
+        session::SessionState,
+        time::Timestamp,
+    },
+    store::{Created, Header, NewSession, RequestKey, SessionQuery, SlotRule},
+};
+
+/// Looks for a session of one's own give up after so many tries: each failure means that a session ended or a room closed
+/// in between.
+const TRIES: usize = 4;
+
+/// Sessions, for the users and services they belong to.
+#[derive(Debug, Clone)]
+pub struct Sessions {
+    directory: Directory,
+}
+
+/// A stream's hold on a session.
+#[derive(Debug, Clone)]
+pub struct OpenSession {
+    /// The room.
+    pub room: RoomHandle,
+    /// The stream within it.
+    pub subscriber: SubscriberId,
+}
+
+/// A page of an owner's sessions.
+#[derive(Debug)]
+pub struct SessionPage {
+    /// Latest activity first.
+    pub sessions: Vec<v1::Session>,
+    /// Where the next page goes on.
+    pub next: Option<(Timestamp, SessionId)>,
+}
+
+/// A page of messages.
+#[derive(Debug)]
+pub struct MessagePage {
+    /// Oldest first.
+    pub messages: Vec<v1::Message>,
+    /// Where the next page goes on.
+    pub next: Option<Seq>,
+    /// The head when the page was read.
+    pub head: Seq,
+}
+
+impl Sessions {
+    /// On top of a directory.
+    #[must_use]
+    pub fn new(directory: Directory) -> Self {
+        Self { directory }
+    }
+
+    /// The one gate: the header of a session, if it is the caller's.
+    ///
+    /// # Errors
+    /// The same `NOT_FOUND` for unknown and foreign ids.
+    pub async fn owned(&self, caller: &str, id: SessionId) -> Result<Header, Failure> {
+        let header = self.directory.header(id).await?;
+        header.filter(|header| header.owner == caller).ok_or_else(Failure::session_not_found)
+    }
+
+    /// The same gate for rooms.
+    async fn owned_room(&self, caller: &str, id: SessionId) -> Result<RoomHandle, Failure> {
+        if let Some(room) = self.directory.live(id) {
+            return if room.owner() == caller { Ok(room) } else { Err(Failure::session_not_found()) };
+        }
+        self.owned(caller, id).await?;
+        self.directory.room(id).await
+    }
+
+    /// Makes a session.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION` `SESSION_LIMIT`, `ALREADY_EXISTS` `REQUEST_ID_REUSED`, `INVALID_ARGUMENT` for an unknown model.
+    pub async fn create(&self, owner: &str, model: &str, request_id: &str) -> Result<v1::Session, Failure> {
+        let model_id = self.model(model)?;
+        let secret = &self.directory.shared.secret;
+        let request = (!request_id.is_empty()).then(|| RequestKey {
+            id: secret.hash("create session", &[owner.as_bytes(), request_id.as_bytes()]),
+            content: secret.hash("create session content", &[model.as_bytes()]),
+        });
+        let slot = match self.directory.shared.limits.max_active {
+            0 => SlotRule::Unlimited,
+            n => SlotRule::AnyOf(n),
+        };
+        match self.store_new(owner, model_id, slot, request).await? {
+            Created::New(header) | Created::Repeated(header) => self.wire(&header).await,
+            Created::SlotTaken(_) => Err(Failure::new(
+                ErrorCode::FailedPrecondition,
+                "SESSION_LIMIT",
+                "as many sessions are active as may be; end one first",
+            )),
+            Created::RequestReused => Err(Failure::new(
+                ErrorCode::AlreadyExists,
+                "REQUEST_ID_REUSED",
+                "this request_id was used with other fields",
+            )),
+        }
+    }
+
+    async fn store_new(
+        &self,
+        owner: &str,
+        model: String,
+        slot: SlotRule,
+        request: Option<RequestKey>,
+    ) -> Result<Created, Failure> {
+        let shared = &self.directory.shared;
+        let id = SessionId::generate();
+        let (key, wrapped_key) = shared.ring.new_data_key(id);
+        let created_at = Timestamp::now();
+        let state = SessionState::new(model, created_at);
+        let derived = log::derive(id, &key, &state).map_err(|error| report(&error, "a session could not be sealed"))?;
+        let new = NewSession { id, owner: owner.to_owned(), slot, wrapped_key, created_at, request, derived };
+        let call = tokio::time::timeout(shared.limits.store_call, shared.store.create_session(new)).await;
+        call.map_err(|_| super::SessionError::StoreTimeout)
+            .and_then(|result| result.map_err(Into::into))
+            .map_err(|error| report(&error, "a session could not be made"))
+    }
+
+    fn model(&self, id: &str) -> Result<String, Failure> {
+        let models = &self.directory.shared.models;
+        if id.is_empty() {
+            return Ok(models.default_model().info.id.clone());
+        }
+        match models.get(id) {
+            Some(_) => Ok(id.to_owned()),
+            None => Err(Failure::invalid("model", "must be the id of a model from ListModels")),
+        }
+    }
+
+    /// One session of the caller.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`; failures of the store.
+    pub async fn get(&self, caller: &str, id: SessionId) -> Result<v1::Session, Failure> {
+        let header = self.owned(caller, id).await?;
+        self.wire(&header).await
+    }
+
+    /// The session at its head.
+    async fn wire(&self, header: &Header) -> Result<v1::Session, Failure> {
+        let read = async {
+            let log = self.directory.log(header)?;
+            log.state(&header.derived).await
+        };
+        let state = read.await.map_err(|error| report(&error, "a session could not be read"))?;
+        Ok(event::wire_session(&header.id.to_string(), &header.owner, header.created_at, &state))
+    }
+
+    /// A page of the caller's sessions, latest activity first.
+    ///
+    /// # Errors
+    /// Failures of the store.
+    pub async fn list(
+        &self,
+        caller: &str,
+        ended: Option<bool>,
+        after: Option<(Timestamp, SessionId)>,
+        limit: u32,
+    ) -> Result<SessionPage, Failure> {
+        let shared = &self.directory.shared;
+        // One more than wanted tells whether there is a next page.
+        let query = SessionQuery { owner: caller.to_owned(), ended, after, limit: limit + 1 };
+        let call = tokio::time::timeout(shared.limits.store_call, shared.store.list_sessions(query)).await;
+        let mut headers = call
+            .map_err(|_| super::SessionError::StoreTimeout)
+            .and_then(|result| result.map_err(Into::into))
+            .map_err(|error| report(&error, "sessions could not be listed"))?;
+        let more = headers.len() > limit as usize;
+        headers.truncate(limit as usize);
+        let next = headers.last().filter(|_| more).map(|header| (header.derived.last_activity, header.id));
+        let mut sessions = Vec::with_capacity(headers.len());
+        for header in &headers {
+            // The folded state may be a moment old; a list is.
+            let read = || {
+                let log = self.directory.log(header)?;
+                log.open_state(&header.derived)
+            };
+            let state = read().map_err(|error| report(&error, "a session could not be read"))?;
+            sessions.push(event::wire_session(&header.id.to_string(), &header.owner, header.created_at, &state));
+        }
+        Ok(SessionPage { sessions, next })
+    }
+
+    /// Messages of a session, newest page first: up to `limit` below `before`, down to and without `after`.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`; failures of the store.
+    pub async fn messages_before(
+        &self,
+        caller: &str,
+        id: SessionId,
+        before: Option<Seq>,
+        after: Seq,
+        limit: usize,
+    ) -> Result<MessagePage, Failure> {
+        let header = self.owned(caller, id).await?;
+        let read = async {
+            let log = self.directory.log(&header)?;
+            let head = log.call(log.store.head(id)).await?;
+            let mut page = HistoryReader::new(&log).before(before.unwrap_or(head + 1), limit + 1).await?;
+            page.retain(|message| message.seq > after);
+            let more = page.len() > limit;
+            page.truncate(limit);
+            let next = page.last().filter(|_| more).map(|message| message.seq);
+            let messages = page.into_iter().rev().map(super::history::HistoryMessage::into_wire).collect();
+            Ok(MessagePage { messages, next, head })
+        };
+        read.await.map_err(|error: super::SessionError| report(&error, "messages could not be read"))
+    }
+
+    /// Messages of a session from `after` on, oldest first.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`; failures of the store.
+    pub async fn messages_after(
+        &self,
+        caller: &str,
+        id: SessionId,
+        after: Seq,
+        limit: usize,
+    ) -> Result<MessagePage, Failure> {
+        let header = self.owned(caller, id).await?;
+        let read = async {
+            let log = self.directory.log(&header)?;
+            let head = log.call(log.store.head(id)).await?;
+            let mut page = HistoryReader::new(&log).after(after, limit + 1).await?;
+            let more = page.len() > limit;
+            page.truncate(limit);
+            let next = page.last().filter(|_| more).map(|message| message.seq);
+            let messages = page.into_iter().map(super::history::HistoryMessage::into_wire).collect();
+            Ok(MessagePage { messages, next, head })
+        };
+        read.await.map_err(|error: super::SessionError| report(&error, "messages could not be read"))
+    }
+
+    /// Ends a session; an ended one is returned unchanged.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`; failures of the store.
+    pub async fn end(&self, caller: &Sender, id: SessionId) -> Result<v1::Session, Failure> {
+        for _ in 0..TRIES {
+            let room = self.owned_room(&caller.user_id, id).await?;
+            let (done, answer) = oneshot::channel();
+            if room.command(Command::End { by: caller.clone(), done }).await.is_ok()
+                && let Ok(result) = answer.await
+            {
+                return result;
+            }
+        }
+        Err(super::error::shutting_down())
+    }
+
+    /// Attaches a stream to a session of the caller: the one that is named, else the active one, else a new one.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, limits, failures of the store.
+    pub async fn attach(
+        &self,
+        caller: &Sender,
+        session: Option<SessionId>,
+        model: &str,
+        mut join: impl FnMut(bool, oneshot::Sender<Result<SubscriberId, Failure>>) -> Attach,
+    ) -> Result<OpenSession, Failure> {
+        for _ in 0..TRIES {
+            let (id, created) = match session {
+                Some(id) => (id, false),
+                None => self.active_or_new(&caller.user_id, model).await?,
+            };
+            let room = self.owned_room(&caller.user_id, id).await?;
+            let (done, answer) = oneshot::channel();
+            if room.command(Command::Attach(Box::new(join(created, done)))).await.is_ok()
+                && let Ok(result) = answer.await
+            {
+                return Ok(OpenSession { subscriber: result?, room });
+            }
+        }
+        Err(super::error::shutting_down())
+    }
+
+    /// Concurrent first opens meet in slot 0: one makes the session, the others find it.
+    async fn active_or_new(&self, owner: &str, model: &str) -> Result<(SessionId, bool), Failure> {
+        let shared = &self.directory.shared;
+        let call = tokio::time::timeout(shared.limits.store_call, shared.store.active_session(owner)).await;
+        let active = call
+            .map_err(|_| super::SessionError::StoreTimeout)
+            .and_then(|result| result.map_err(Into::into))
+            .map_err(|error| report(&error, "the active session could not be read"))?;
+        if let Some(header) = active {
+            return Ok((header.id, false));
+        }
+        let model = self.model(model)?;
+        match self.store_new(owner, model, SlotRule::First, None).await? {
+            Created::New(header) => Ok((header.id, true)),
+            Created::SlotTaken(header) | Created::Repeated(header) => Ok((header.id, false)),
+            // Only calls with a request id can find it reused.
+            Created::RequestReused => Err(Failure::internal()),
+        }
+    }
+}

@@ -1,0 +1,423 @@
+//! The queue between a room and one attached stream: bounded by count and bytes, merging deltas, never waiting.
+//!
+//! The room pushes and never blocks; the stream pops when its transport takes more. While the reader keeps up the queue is
+//! empty and a delta passes as the bytes that were encoded once for everybody. When it does not, deltas of one reply merge
+//! into one; when that is not enough, the queue closes and the client resumes. Nothing is dropped silently.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use bytes::Bytes;
+use chatbox_proto::{error_code::ErrorCode, ids::MessageId, status::Failure};
+use futures_util::stream::BoxStream;
+
+use super::event;
+use crate::domain::entry::Seq;
+
+/// Bounds of one queue.
+#[derive(Debug, Clone, Copy)]
+pub struct QueueLimits {
+    /// Events.
+    pub events: usize,
+    /// Bytes of their payloads.
+    pub bytes: usize,
+}
+
+/// A piece of a running reply, encoded once for all subscribers.
+#[derive(Debug, Clone)]
+pub(super) struct Delta {
+    /// The reply.
+    pub(super) message_id: MessageId,
+    /// The entry that started it.
+    pub(super) started_seq: Seq,
+    /// Where the text belongs.
+    pub(super) offset: u32,
+    /// The text.
+    pub(super) text: Arc<str>,
+    /// The event.
+    pub(super) encoded: Bytes,
+}
+
+/// What is sent before everything that was pushed after it, read piece by piece at the pace of the reader.
+pub(super) type Replay = BoxStream<'static, Result<Bytes, Failure>>;
+
+enum Item {
+    Event(Bytes),
+    Delta(Delta),
+    Merged { message_id: MessageId, started_seq: Seq, offset: u32, text: String },
+    Replay(Replay),
+}
+
+impl Item {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Event(bytes) => bytes.len(),
+            Self::Delta(delta) => delta.encoded.len(),
+            Self::Merged { text, .. } => text.len(),
+            Self::Replay(_) => 0,
+        }
+    }
+}
+
+/// How a stream ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Closed {
+    /// In order: what was asked for is done.
+    Done,
+    /// With a failure as the last word.
+    Failed(Failure),
+}
+
+#[derive(Default)]
+struct State {
+    items: VecDeque<Item>,
+    bytes: usize,
+    closed: Option<Closed>,
+    /// The reader is gone: nothing more is kept.
+    abandoned: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+/// The queue of one attached stream. Cheap to share; the lock is never held across a wait.
+#[derive(Clone)]
+pub struct Queue {
+    state: Arc<Mutex<State>>,
+    limits: QueueLimits,
+}
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let state = self.lock();
+        f.debug_struct("Queue").field("items", &state.items.len()).field("closed", &state.closed).finish()
+    }
+}
+
+impl Queue {
+    /// An empty queue.
+    #[must_use]
+    pub fn new(limits: QueueLimits) -> Self {
+        Self { state: Arc::default(), limits }
+    }
+
+    /// Queues an event. `false` when the queue is closed, by this event or before.
+    pub fn push(&self, event: Bytes) -> bool {
+        self.push_item(Item::Event(event))
+    }
+
+    /// Queues what comes before everything pushed later.
+    pub(super) fn push_replay(&self, replay: Replay) -> bool {
+        self.push_item(Item::Replay(replay))
+    }
+
+    /// Queues a delta, merged with the one before it if that has not been taken yet.
+    pub(super) fn push_delta(&self, delta: &Delta) -> bool {
+        let mut state = self.lock();
+        if state.closed.is_some() || state.abandoned {
+            return false;
+        }
+        let follows = |message_id: MessageId, offset: u32, text: &str| {
+            message_id == delta.message_id && offset + event::length(text) == delta.offset
+        };
+        let merged = match state.items.back_mut() {
+            Some(Item::Merged { message_id, offset, text, .. }) if follows(*message_id, *offset, text) => {
+                text.push_str(&delta.text);
+                true
+            }
+            Some(Item::Delta(before)) if follows(before.message_id, before.offset, &before.text) => {
+                let (message_id, started_seq, offset) = (before.message_id, before.started_seq, before.offset);
+                let text = [&*before.text, &*delta.text].concat();
+                state.items.pop_back();
+                state.items.push_back(Item::Merged { message_id, started_seq, offset, text });
+                true
+            }
+            Some(Item::Delta(_) | Item::Merged { .. } | Item::Event(_) | Item::Replay(_)) | None => false,
+        };
+        if !merged {
+            drop(state);
+            return self.push_item(Item::Delta(delta.clone()));
+        }
+        state.bytes += delta.text.len();
+        self.check(state)
+    }
+
+    /// Ends the stream after what is queued; the first close counts.
+    pub fn close(&self, closed: Closed) {
+        let mut state = self.lock();
+        if state.closed.is_none() {
+            state.closed = Some(closed);
+        }
+        wake(state);
+    }
+
+    /// The reader is gone: drops what is queued and refuses more.
+    pub fn abandon(&self) {
+        let mut state = self.lock();
+        state.abandoned = true;
+        // Items are dropped after the lock is released: a replay holds a store read.
+        let items = std::mem::take(&mut state.items);
+        state.bytes = 0;
+        wake(state);
+        drop(items);
+    }
+
+    /// Whether nothing pushed now would be delivered.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        let state = self.lock();
+        state.closed.is_some() || state.abandoned
+    }
+
+    /// Waits until nothing pushed now would be delivered. For one waiter.
+    pub async fn wait_closed(&self) {
+        std::future::poll_fn(|cx| {
+            let mut state = self.lock();
+            if state.closed.is_some() || state.abandoned {
+                return Poll::Ready(());
+            }
+            state.writer = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    fn push_item(&self, item: Item) -> bool {
+        let mut state = self.lock();
+        if state.closed.is_some() || state.abandoned {
+            return false;
+        }
+        state.bytes += item.bytes();
+        state.items.push_back(item);
+        self.check(state)
+    }
+
+    /// Closes the queue when it is over a limit, and wakes the reader.
+    fn check(&self, mut state: MutexGuard<'_, State>) -> bool {
+        let open = state.items.len() <= self.limits.events && state.bytes <= self.limits.bytes;
+        if !open {
+            state.items.clear();
+            state.bytes = 0;
+            state.closed = Some(Closed::Failed(slow_consumer()));
+        }
+        wake(state);
+        open
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code that can panic runs under this lock; a poisoned one holds a usable state all the same.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn poll_item(&self, cx: &mut Context<'_>) -> Poll<Result<Item, Closed>> {
+        let mut state = self.lock();
+        if let Some(item) = state.items.pop_front() {
+            state.bytes -= item.bytes().min(state.bytes);
+            return Poll::Ready(Ok(item));
+        }
+        if let Some(closed) = &state.closed {
+            return Poll::Ready(Err(closed.clone()));
+        }
+        // An idle connection should not keep what its busiest moment needed.
+        if state.items.capacity() > 16 {
+            state.items = VecDeque::new();
+        }
+        state.reader = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+/// The answer to a reader that is too slow for its queue.
+fn slow_consumer() -> Failure {
+    Failure::new(ErrorCode::Unavailable, "SLOW_CONSUMER", "the connection is too slow; come back and resume")
+}
+
+/// Wakes both ends after releasing the lock.
+fn wake(mut state: MutexGuard<'_, State>) {
+    let reader = state.reader.take();
+    let writer = if state.closed.is_some() || state.abandoned { state.writer.take() } else { None };
+    drop(state);
+    if let Some(waker) = reader {
+        waker.wake();
+    }
+    if let Some(waker) = writer {
+        waker.wake();
+    }
+}
+
+/// The reading end: yields encoded events in order, then at most one failure. Dropping it abandons the queue.
+pub struct QueueStream {
+    queue: Queue,
+    replay: Option<Replay>,
+    ended: bool,
+}
+
+impl std::fmt::Debug for QueueStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QueueStream").field("queue", &self.queue).finish_non_exhaustive()
+    }
+}
+
+impl QueueStream {
+    /// The reading end of `queue`; there is one.
+    #[must_use]
+    pub fn new(queue: Queue) -> Self {
+        Self { queue, replay: None, ended: false }
+    }
+}
+
+impl futures_util::Stream for QueueStream {
+    type Item = Result<Bytes, Failure>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            if self.ended {
+                return Poll::Ready(None);
+            }
+            if let Some(replay) = &mut self.replay {
+                match replay.as_mut().poll_next(cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Some(Ok(event))) => return Poll::Ready(Some(Ok(event))),
+                    Poll::Ready(Some(Err(failure))) => {
+                        self.ended = true;
+                        self.queue.close(Closed::Failed(failure.clone()));
+                        return Poll::Ready(Some(Err(failure)));
+                    }
+                    Poll::Ready(None) => self.replay = None,
+                }
+            }
+            match std::task::ready!(self.queue.poll_item(cx)) {
+                Ok(Item::Event(event)) => return Poll::Ready(Some(Ok(event))),
+                Ok(Item::Delta(delta)) => return Poll::Ready(Some(Ok(delta.encoded))),
+                Ok(Item::Merged { message_id, started_seq, offset, text }) => {
+                    return Poll::Ready(Some(Ok(event::delta(message_id, started_seq, offset, &text))));
+                }
+                Ok(Item::Replay(replay)) => self.replay = Some(replay),
+                Err(closed) => {
+                    self.ended = true;
+                    return Poll::Ready(match closed {
+                        Closed::Done => None,
+                        Closed::Failed(failure) => Some(Err(failure)),
+                    });
+                }
+            }
+        }
+    }
+}
+
+impl Drop for QueueStream {
+    fn drop(&mut self) {
+        self.queue.abandon();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chatbox_proto::v1::{ChatResponse, chat_response::Event};
+    use futures_util::{FutureExt, StreamExt, stream};
+    use prost::Message as _;
+
+    use super::*;
+
+    const LIMITS: QueueLimits = QueueLimits { events: 4, bytes: 1000 };
+
+    fn delta(id: MessageId, offset: u32, text: &str) -> Delta {
+        Delta { message_id: id, started_seq: 2, offset, text: text.into(), encoded: event::delta(id, 2, offset, text) }
+    }
+
+    fn text_of(bytes: &Bytes) -> (u32, u32, String) {
+        match ChatResponse::decode(bytes.clone()).unwrap().event.unwrap() {
+            Event::ReplyDelta(delta) => (delta.offset, delta.next_offset, delta.text),
+            other => panic!("not a delta: {other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_keeps_up_gets_the_bytes_encoded_once() {
+        let queue = Queue::new(LIMITS);
+        let mut reader = QueueStream::new(queue.clone());
+        let first = delta(MessageId::generate(), 0, "a");
+        queue.push_delta(&first);
+        let got = reader.next().await.unwrap().unwrap();
+        assert_eq!(got.as_ptr(), first.encoded.as_ptr());
+    }
+
+    #[tokio::test]
+    async fn deltas_of_one_reply_merge_while_nobody_reads() {
+        let queue = Queue::new(LIMITS);
+        let mut reader = QueueStream::new(queue.clone());
+        let id = MessageId::generate();
+        for (offset, text) in [(0, "he"), (2, "ll"), (4, "o ü")] {
+            assert!(queue.push_delta(&delta(id, offset, text)));
+        }
+        let event = reader.next().await.unwrap().unwrap();
+        assert_eq!(text_of(&event), (0, 8, "hello ü".to_owned()));
+        assert!(reader.next().now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn deltas_do_not_merge_across_other_events_or_replies() {
+        let queue = Queue::new(LIMITS);
+        let mut reader = QueueStream::new(queue.clone());
+        let (a, b) = (MessageId::generate(), MessageId::generate());
+        queue.push_delta(&delta(a, 0, "x"));
+        queue.push(Bytes::from_static(b"e"));
+        queue.push_delta(&delta(a, 1, "y"));
+        queue.push_delta(&delta(b, 0, "z"));
+        let mut got = Vec::new();
+        while let Some(Some(Ok(event))) = reader.next().now_or_never() {
+            got.push(event.len());
+        }
+        assert_eq!(got.len(), 4);
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_ends_with_a_resumable_failure_and_keeps_nothing() {
+        let queue = Queue::new(LIMITS);
+        let mut reader = QueueStream::new(queue.clone());
+        for _ in 0..4 {
+            assert!(queue.push(Bytes::from_static(b"e")));
+        }
+        assert!(!queue.push(Bytes::from_static(b"e")));
+        let failure = reader.next().await.unwrap().unwrap_err();
+        assert_eq!(failure.reason, "SLOW_CONSUMER");
+        assert!(reader.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn merged_deltas_are_bounded_by_bytes() {
+        let queue = Queue::new(LIMITS);
+        let _reader = QueueStream::new(queue.clone());
+        let id = MessageId::generate();
+        let mut offset = 0;
+        while queue.push_delta(&delta(id, offset, "0123456789")) {
+            offset += 10;
+            assert!(offset <= 1000);
+        }
+        assert!(queue.is_closed());
+    }
+
+    #[tokio::test]
+    async fn a_replay_comes_before_what_was_pushed_after_it() {
+        let queue = Queue::new(LIMITS);
+        let reader = QueueStream::new(queue.clone());
+        queue.push_replay(stream::iter([Ok(Bytes::from_static(b"1")), Ok(Bytes::from_static(b"2"))]).boxed());
+        queue.push(Bytes::from_static(b"3"));
+        queue.close(Closed::Done);
+        let all: Vec<_> = reader.map(Result::unwrap).collect().await;
+        assert_eq!(all, ["1", "2", "3"]);
+    }
+
+    #[tokio::test]
+    async fn dropping_the_reader_is_noticed() {
+        let queue = Queue::new(LIMITS);
+        let reader = QueueStream::new(queue.clone());
+        assert!(queue.wait_closed().now_or_never().is_none());
+        drop(reader);
+        queue.wait_closed().await;
+        assert!(!queue.push(Bytes::from_static(b"e")));
+    }
+}

@@ -1,1 +1,0 @@
-//! Claims of the bearer token and their verification.

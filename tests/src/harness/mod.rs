@@ -1,0 +1,27 @@
+//! What scenarios are written with.
+//!
+//! Servers: [`dev`] (the real `chatbox dev`), [`provider`] (an OpenAI-compatible server that follows a script), [`llmock`],
+//! [`llama`] (a real model), [`jwks`] (a key set), [`proxy`] (a network that misbehaves). Clients: [`client`] over
+//! [`ws`] in both encodings and over [`grpc`], [`http`]. Around them: [`process`], [`tools`], [`ports`], [`token`],
+//! [`history`], [`wait`].
+//!
+//! Nothing here sleeps and hopes: a wait names its condition and its limit, and a server that has to be slow waits at a
+//! [`gate`] that the test opens. Everything that is started ends when its value is dropped.
+
+pub mod client;
+pub mod dev;
+pub mod gate;
+pub mod grpc;
+pub mod history;
+pub mod http;
+pub mod jwks;
+pub mod llama;
+pub mod llmock;
+pub mod ports;
+pub mod process;
+pub mod provider;
+pub mod proxy;
+pub mod token;
+pub mod tools;
+pub mod wait;
+pub mod ws;

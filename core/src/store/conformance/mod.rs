@@ -98,8 +98,6 @@ macro_rules! store_conformance {
                 read_marks_of_an_unknown_session_are_nothing
                 an_installation_value_is_set_once
                 racing_initial_values_agree
-                the_self_test_accepts_the_same_ring_and_refuses_others
-                the_installation_secret_survives_rotation
                 ping_answers
                 everything_is_there_after_reopening
                 close_is_idempotent_and_ends_service

@@ -63,20 +63,24 @@ pub(super) async fn sessions(store: &dyn SessionStore) -> Vec<SessionId> {
     let query = SessionQuery { owner: "alice".to_owned(), ended: None, after: None, limit: 100 };
     let mut ids: Vec<_> = store.list_sessions(query).await.unwrap().iter().map(|header| header.id).collect();
     while ids.len() < SESSIONS {
-        let new = NewSession {
-            id: SessionId::generate(),
-            owner: "alice".to_owned(),
-            slot: SlotRule::Unlimited,
-            wrapped_key: Vec::new(),
-            created_at: Timestamp::from_millis(1),
-            request: None,
-            derived: state(0),
-        };
+        let new = new();
         ids.push(new.id);
         store.create_session(new).await.unwrap();
     }
     ids.sort_unstable();
     ids
+}
+
+pub(super) fn new() -> NewSession {
+    NewSession {
+        id: SessionId::generate(),
+        owner: "alice".to_owned(),
+        slot: SlotRule::Unlimited,
+        wrapped_key: Vec::new(),
+        created_at: Timestamp::from_millis(1),
+        request: None,
+        derived: state(0),
+    }
 }
 
 fn state(applied_seq: u64) -> Derived {

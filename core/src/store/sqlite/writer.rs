@@ -27,12 +27,13 @@ const QUEUE_JOBS: usize = QUEUE_BYTES / MIN_WEIGHT;
 /// How often the writer lets others run before it takes a group for complete.
 const YIELDS: u32 = 8;
 
-/// Pages in the write-ahead log from which on they are moved to the database (4 MiB).
-const CHECKPOINT_PAGES: u64 = 1024;
-/// Pages from which on readers are held back for it (32 MiB): readers that overlap without a break would keep it growing.
-const FORCE_PAGES: u64 = 8 * CHECKPOINT_PAGES;
-/// Size that the write-ahead log's file is cut to when it starts anew.
-pub(super) const WAL_KEPT_BYTES: i64 = 16 << 20;
+/// Pages in the write-ahead log from which on they are moved to the database (16 MiB): what was rewritten meanwhile is
+/// moved once.
+const CHECKPOINT_PAGES: u64 = 4096;
+/// Pages from which on readers are held back for it (64 MiB): readers that overlap without a break would keep it growing.
+const FORCE_PAGES: u64 = 4 * CHECKPOINT_PAGES;
+/// Size that the write-ahead log's file is cut to when it starts anew: overwriting is cheaper than growing.
+pub(super) const WAL_KEPT_BYTES: i64 = 32 << 20;
 
 /// What becomes of the writes of one piece of work.
 pub(super) enum Verdict<T> {

@@ -63,7 +63,7 @@ export class Conversation {
       onEvent: (event) => {
         this.#dispatch({ type: 'event', event, now: Date.now() });
         if (event.opened) this.#onOpened();
-        if (event.entry && this.isEnded) this.#link.close();
+        if (event.entry && this.isEnded && this.#status.phase === 'live') this.#link.close();
         return this.#state.broken;
       },
       onStatus: (status) => this.#onStatus(status),

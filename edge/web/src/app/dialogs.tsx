@@ -1,0 +1,35 @@
+import { useEffect, useRef } from 'preact/hooks';
+import { end, question, replace } from './sessions';
+
+export function Dialogs() {
+  const asked = question.value;
+  const ref = useRef<HTMLDialogElement>(null);
+  useEffect(() => {
+    if (asked !== null && !ref.current?.open) ref.current?.showModal();
+    if (asked === null) ref.current?.close();
+  }, [asked]);
+  return (
+    <dialog ref={ref} class="dialog" aria-labelledby="question" onClose={cancel}>
+      <h2 id="question">
+        {asked === 'replace' ? 'End the current conversation and start a new one?' : 'End this conversation?'}
+      </h2>
+      <p>
+        {asked === 'replace'
+          ? 'You can have one open conversation at a time. The current one stays in the list and can still be read.'
+          : 'It stays in the list and can still be read, but takes no more messages.'}
+      </p>
+      <div class="dialog-actions">
+        <button type="button" class="button quiet" onClick={cancel}>
+          Cancel
+        </button>
+        <button type="button" class="button primary" onClick={() => void (asked === 'replace' ? replace() : end())}>
+          {asked === 'replace' ? 'End it and start a new one' : 'End conversation'}
+        </button>
+      </div>
+    </dialog>
+  );
+}
+
+function cancel(): void {
+  question.value = null;
+}

@@ -49,7 +49,8 @@ export class Conversation {
   #historyError: ChatboxError | null = null;
   #filling = false;
   #loading = false;
-  #restored = false;
+  /** The session whose unsent messages are kept; empty until its id is known, undefined before the start. */
+  #kept: string | undefined;
   #over = false;
   #readSeq = 0;
   #tick: ReturnType<typeof setInterval> | undefined;
@@ -98,8 +99,12 @@ export class Conversation {
     this.#over = false;
     clearInterval(this.#tick);
     this.#tick = setInterval(() => this.#dispatch({ type: 'tick', now: Date.now() }), 1000);
-    if (this.#options.ended && this.#options.sessionId) void this.#readOnly(this.#options.sessionId);
-    else this.#link.start();
+    if (this.#options.ended && this.#options.sessionId) {
+      void this.#readOnly(this.#options.sessionId);
+      return;
+    }
+    this.#link.start();
+    if (this.#kept === undefined) this.#restore(this.#options.sessionId ?? '');
   }
 
   /** Leaves; the session and a running reply go on. */
@@ -200,19 +205,16 @@ export class Conversation {
     const settled = next.pending.length !== this.#state.pending.length;
     const changedGap = next.gap !== null && next.gap !== this.#state.gap;
     this.#state = next;
-    if (settled && this.#restored) this.#saveOutbox();
+    if (settled) this.#saveOutbox();
     if (changedGap) void this.#fillGap();
     this.#options.onChange();
   }
 
   #onOpened(): void {
     const sessionId = this.#state.session?.sessionId ?? '';
-    if (!this.#restored) {
-      this.#restored = true;
-      const outbox = this.#options.outbox;
-      const early = this.#options.sessionId ? [] : (outbox?.load('') ?? []);
-      if (early.length > 0) outbox?.save('', []);
-      for (const unsent of [...(outbox?.load(sessionId) ?? []), ...early]) this.#post(unsent);
+    if (this.#kept === '') {
+      this.#options.outbox?.save('', []);
+      this.#restore(sessionId);
     }
     if (this.#state.older.state === 'unknown') void this.#loadNewest();
     if (this.#state.gap !== null) void this.#fillGap();
@@ -250,11 +252,20 @@ export class Conversation {
     );
   }
 
+  /** Sends what an earlier life of this page left. */
+  #restore(sessionId: string): void {
+    const unsent = this.#options.outbox?.load(sessionId) ?? [];
+    this.#kept = sessionId;
+    for (const one of unsent) this.#post(one);
+    this.#saveOutbox();
+  }
+
   #saveOutbox(): void {
+    if (this.#kept === undefined) return;
     const unsent = this.#state.pending
       .filter((one) => one.seq === 0)
       .map(({ clientMessageId, text }) => ({ clientMessageId, text }));
-    this.#options.outbox?.save(this.#state.session?.sessionId ?? this.#options.sessionId ?? '', unsent);
+    this.#options.outbox?.save(this.#kept, unsent);
   }
 
   async #loadNewest(): Promise<void> {

@@ -96,7 +96,8 @@ function onEntry(state: ConversationState, entry: Entry): ConversationState {
     const started = entry.replyStarted;
     const id = started.messageId ?? '';
     const reply = { model: started.model ?? '', answers: started.answers ?? [], supersedes: started.supersedes ?? '' };
-    const message = assistant(id, seq, { createTime: entry.createTime ?? '', reply });
+    const at = entry.createTime === undefined ? {} : { createTime: entry.createTime };
+    const message = assistant(id, seq, { ...at, reply });
     const items = supersede(placeMessage(state.items, message), started.supersedes, id);
     return { ...next, items, running: state.running?.messageId === id ? state.running : freshReply(id, seq) };
   }

@@ -16,19 +16,21 @@ afterEach(() => {
   vi.useRealTimers();
 });
 
-function check(conversation: Conversation, server: FakeServer): void {
+function check(conversation: Conversation, server: FakeServer, headBefore: number): number {
   const { items, running, head } = conversation.state;
   const seqs = items.map((item) => item.seq);
   expect(seqs).toEqual([...new Set(seqs)].sort((left, right) => left - right));
   expect(new Set(items.map((item) => item.id)).size).toBe(items.length);
+  expect(head).toBeGreaterThanOrEqual(headBefore);
   expect(head).toBeLessThanOrEqual(server.entries.length);
   for (const item of items) {
     if (item.kind !== 'message' || !isFinished(item.message)) continue;
     expect(item.message.text).toBe(server.messages.find((one) => one.messageId === item.id)?.text);
   }
-  if (!running) return;
+  if (!running) return head;
   const truth = server.running?.id === running.messageId ? server.running.text : textOf(server, running.messageId);
   expect(truth.startsWith(running.text)).toBe(true);
+  return head;
 }
 
 function textOf(server: FakeServer, id: string): string {
@@ -52,11 +54,14 @@ async function live(seed: number): Promise<void> {
   const outbox = new MemoryOutbox();
   let sent = 0;
   const make = () => {
+    let head = 0;
     const made: Conversation = converse(server, {
       outbox,
       sessionId: 's1',
       makeId: () => `c${(sent += 1)}`,
-      onChange: () => check(made, server),
+      onChange: () => {
+        head = check(made, server, head);
+      },
     });
     made.start();
     return made;

@@ -49,9 +49,9 @@ const live = run(EMPTY, opened(0), history(''));
 
 describe('entries', () => {
   it('are taken in once each, whatever is delivered again', () => {
-    const state = run(live, said(1, 'a'), said(2, 'b'), said(1, 'a'), said(2, 'b'), said(3, 'c'));
+    const state = run(live, said(1, 'a'), said(2, 'b'), said(1, 'other'), said(3, 'c'));
     expect(texts(state.items)).toEqual(['a', 'b', 'c']);
-    expect(state.head).toBe(3);
+    expect(state).toMatchObject({ head: 3, broken: false });
   });
 
   it('behind a hole are not taken: the feed is broken and resumes where it was', () => {
@@ -60,6 +60,12 @@ describe('entries', () => {
     expect(state.broken).toBe(true);
     expect(resumeFrom(state)).toEqual({ sessionId: 's1', afterSeq: '1' });
     expect(run(state, opened(3, 'REPLAYED')).broken).toBe(false);
+  });
+
+  it('that are replayed follow one after another, with nothing to be fetched', () => {
+    const back = run(live, said(1, 'a'), opened(3, 'REPLAYED'));
+    expect(back).toMatchObject({ head: 1, gap: null });
+    expect(texts(run(back, said(2, 'b'), said(3, 'c'), { caughtUp: { seq: '3' } }).items)).toEqual(['a', 'b', 'c']);
   });
 
   it('that were promised and did not come break the feed', () => {
@@ -129,7 +135,8 @@ describe('a reply', () => {
   });
 
   it('that finished live is not undone by a page of history read before', () => {
-    const state = run(asked, finished(3, 'r2', 2, 'done'), history('', { messageId: 'r2', seq: '2', createTime: 'T' }));
+    const late = { messageId: 'r2', seq: '2', createTime: 'T', text: '', reply: { finishReason: 'FINISH_REASON_UNSPECIFIED' } };
+    const state = run(asked, finished(3, 'r2', 2, 'done'), history('', late));
     expect(state.items.at(-1)).toMatchObject({
       message: { text: 'done', createTime: 'T', reply: { finishReason: 'FINISH_REASON_STOP' } },
     });

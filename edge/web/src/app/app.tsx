@@ -9,6 +9,7 @@ import { Notices } from './notices';
 import { Sidebar } from './sidebar';
 import { SignIn } from './signin';
 import { Spoken } from './spoken';
+import { drawerOpen, isPhone } from './ui';
 
 export function App() {
   if (token.value === '') return <SignIn />;
@@ -18,7 +19,7 @@ export function App() {
         Skip to the message box
       </a>
       <Sidebar />
-      <main class="main">
+      <main class="main" inert={isPhone.value && drawerOpen.value}>
         <Header />
         <Notices />
         <Log key={`log-${generation.value}`} />

@@ -1,4 +1,5 @@
 import { computed, signal } from '@preact/signals';
+import type { TokenNeed } from '../client';
 import { takeToken } from './address';
 import { recall, remember } from './storage';
 
@@ -43,10 +44,10 @@ export function refuse(reason: string): void {
 
 let waiting: { promise: Promise<string | null>; resolve: (token: string | null) => void } | null = null;
 
-/** Asks the person for a new token while the old one still works; null when it is too late. */
-export function askForToken(): Promise<string | null> {
+/** Asks the person for a new token while the old one still works; null when it is too late for that. */
+export function askForToken(why: TokenNeed): Promise<string | null> {
   const expiry = (claims.value.exp ?? 0) * 1000;
-  if (expiry <= Date.now()) return Promise.resolve(null);
+  if (why === 'refused' || expiry <= Date.now()) return Promise.resolve(null);
   if (waiting) return waiting.promise;
   let resolve: (token: string | null) => void = () => undefined;
   const promise = new Promise<string | null>((done) => {

@@ -1,7 +1,8 @@
 import { useEffect, useState } from 'preact/hooks';
 import { isEnded, reconnect, session, view } from './chat';
 import { Icon } from './icons';
-import { busy, isDemo, modelName, question, titleOf } from './sessions';
+import { ModelLabel } from './model-label';
+import { busy, question, titleOf } from './sessions';
 import { drawerOpen, isPhone } from './ui';
 import { sayStatus } from './wording';
 
@@ -28,8 +29,7 @@ export function Header() {
         <h1>{shown ? titleOf(shown) : 'Chatbox'}</h1>
         {shown?.model ? (
           <p class="model">
-            {modelName(shown.model)}
-            {isDemo(shown.model) ? <span class="badge">demo</span> : null}
+            <ModelLabel id={shown.model} />
           </p>
         ) : null}
       </div>

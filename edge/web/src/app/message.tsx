@@ -5,7 +5,7 @@ import { discard, resend } from './chat';
 import { copyText } from './clipboard';
 import { Icon, Mark } from './icons';
 import { Markdown } from './markdown-view';
-import { isDemo, modelName } from './sessions';
+import { ModelLabel } from './model-label';
 import { clock, dateAndTime } from './ui';
 import { nameOf, sayError, sayFinish, sayNotice } from './wording';
 
@@ -59,8 +59,7 @@ function Head({ name, model, when }: { name: string; model?: string | undefined;
   return (
     <header class="message-head">
       <span class="message-name">{name}</span>
-      {model ? <span class="message-model">{modelName(model)}</span> : null}
-      {isDemo(model) ? <span class="badge">demo</span> : null}
+      <ModelLabel id={model} />
       <time class="message-time" dateTime={when} title={dateAndTime(when)}>
         {clock(when)}
       </time>

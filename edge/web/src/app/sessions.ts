@@ -19,8 +19,11 @@ export const question = signal<'end' | 'replace' | null>(null);
 /** A beginning or an ending is under way. */
 export const busy = signal(false);
 
+/** Last activity first; those that ended before anything was said are nothing to come back to. */
 export const sessions = computed<readonly Session[]>(() =>
-  listed.value.toSorted((left, right) => activity(right) - activity(left)),
+  listed.value
+    .filter((one) => (one.messageCount ?? 0) > 0 || one.status === 'SESSION_STATUS_ACTIVE')
+    .toSorted((left, right) => activity(right) - activity(left)),
 );
 
 /** The session that takes messages now; there is one at most by default. */

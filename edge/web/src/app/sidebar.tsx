@@ -114,7 +114,7 @@ function Row({ one }: { one: Session }) {
         <span class="session-title">{titleOf(one)}</span>
         <span class="session-facts">
           {ended ? 'Ended' : modelName(one.model)}
-          <span aria-hidden="true"> · </span>
+          {' · '}
           {when(one.lastActivityTime ?? one.createTime)}
         </span>
       </button>

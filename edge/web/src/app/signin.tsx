@@ -29,14 +29,14 @@ export function SignIn() {
 export function TokenForm({ label, action }: { label: string; action: string }) {
   const [text, setText] = useState('');
   const [wrong, setWrong] = useState(false);
-  // No form element submits anywhere: the policy of the page forbids it.
-  const submit = () => {
+  const submit = (event: Event) => {
+    event.preventDefault();
     const token = extractToken(text);
     if (token === null) setWrong(true);
     else adopt(token);
   };
   return (
-    <div class="token-form">
+    <form class="token-form" onSubmit={submit}>
       <label for="token">{label}</label>
       <input
         id="token"
@@ -50,18 +50,15 @@ export function TokenForm({ label, action }: { label: string; action: string }) 
           setText(event.currentTarget.value);
           setWrong(false);
         }}
-        onKeyDown={(event) => {
-          if (event.key === 'Enter') submit();
-        }}
       />
       {wrong ? (
         <p id="token-wrong" class="wrong" role="alert">
           That does not look like a token.
         </p>
       ) : null}
-      <button type="button" class="button primary" onClick={submit}>
+      <button type="submit" class="button primary">
         {action}
       </button>
-    </div>
+    </form>
   );
 }

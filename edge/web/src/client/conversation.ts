@@ -2,7 +2,7 @@
 import type { Api } from './api';
 import { Backoff } from './backoff';
 import { ChatboxError } from './errors';
-import { Link, type LinkStatus, type Socket, type Timing } from './link';
+import { Link, type LinkStatus, type Socket, type Timing, type TokenNeed } from './link';
 import { reduce } from './reducer';
 import { EMPTY, resumeFrom, type Action, type ConversationState } from './state';
 import { isFinished, seqOf, SUBPROTOCOL, type Message, type Open } from './wire';
@@ -25,7 +25,7 @@ export interface ConversationOptions {
   socketUrl: URL;
   token(): string;
   /** Gets a new token and keeps it, so that `token()` returns it; null when there is none. */
-  refreshToken?(): Promise<string | null>;
+  refreshToken?(why: TokenNeed): Promise<string | null>;
   /** Which session; empty: the active one, or a new one. */
   sessionId?: string;
   /** It is ended: read its history and do not connect. */
@@ -68,7 +68,7 @@ export class Conversation {
         return this.#state.broken;
       },
       onStatus: (status) => this.#onStatus(status),
-      refreshToken: () => options.refreshToken?.() ?? Promise.resolve(null),
+      refreshToken: (why) => options.refreshToken?.(why) ?? Promise.resolve(null),
       diagnose: () => options.api.models().then(
         () => null,
         (error: unknown) => ChatboxError.from(error),

@@ -3,7 +3,7 @@ export { Backoff } from './backoff';
 export { Conversation, randomId, type ConversationOptions, type Outbox, type Unsent } from './conversation';
 export { ChatboxError, mayResume, type ErrorClass } from './errors';
 export type { Item, Items, MessageItem, NoticeItem } from './items';
-export { Link, type LinkOptions, type LinkStatus, type Socket, type Timing } from './link';
+export { Link, type LinkOptions, type LinkStatus, type Socket, type Timing, type TokenNeed } from './link';
 export { reduce } from './reducer';
 export { EMPTY, resumeFrom, type Action, type ConversationState, type Pending, type RunningReply } from './state';
 export { utf8Length } from './utf8';

@@ -19,6 +19,9 @@ export type LinkStatus =
   /** Ended; it does not come back by itself. `cause` is null when it was closed on purpose. */
   | { readonly phase: 'closed'; readonly cause: ChatboxError | null };
 
+/** The token still works for a while, or it does not work any more. */
+export type TokenNeed = 'expiring' | 'refused';
+
 export interface LinkOptions {
   /** Makes a socket with the current token. */
   connect(): Socket;
@@ -30,7 +33,7 @@ export interface LinkOptions {
   onEvent(event: ServerEvent): boolean;
   onStatus(status: LinkStatus): void;
   /** Gets a new token, to be used by the next `connect`; null when there is none. */
-  refreshToken(): Promise<string | null>;
+  refreshToken(why: TokenNeed): Promise<string | null>;
   /** Finds out why a handshake failed, which a browser does not tell; null when it cannot say. */
   diagnose(): Promise<ChatboxError | null>;
   timing?: Partial<Timing>;
@@ -219,7 +222,7 @@ export class Link {
   /** The token was not accepted: comes back with a new one, or ends. */
   async #replaceToken(cause: ChatboxError): Promise<void> {
     this.#set({ phase: 'connecting', attempt: this.#backoff.attempt });
-    const token = await this.#options.refreshToken().catch(() => null);
+    const token = await this.#options.refreshToken('refused').catch(() => null);
     if (!this.#isBetweenSockets()) return;
     if (token === null) this.close(cause);
     else this.#retry(cause);
@@ -244,7 +247,7 @@ export class Link {
   }
 
   async #refresh(): Promise<void> {
-    const token = await this.#options.refreshToken().catch(() => null);
+    const token = await this.#options.refreshToken('expiring').catch(() => null);
     if (token === null || !this.#attached) return;
     // A refusal is no loss: the connection ends at the expiry, and the next one uses what there is then.
     await this.#outbound.request({ refreshToken: { token } }, { repeat: false }).catch(() => undefined);

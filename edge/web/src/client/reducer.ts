@@ -126,7 +126,7 @@ function onDelta(state: ConversationState, delta: ReplyDelta): ConversationState
   const current = attach(state, id, seqOf(delta.startedSeq));
   if (!current) return state;
   const { running } = current;
-  if (running.broken || nextOffset <= running.nextOffset) return current.state;
+  if (nextOffset <= running.nextOffset) return current.state;
   if (offset !== running.nextOffset) return breakReply(current.state, running);
   return { ...current.state, running: { ...running, text: running.text + (delta.text ?? ''), nextOffset } };
 }

@@ -1,6 +1,6 @@
 import { useEffect } from 'preact/hooks';
 import { token } from './auth';
-import { generation, toast } from './chat';
+import { generation, isEnded, toast } from './chat';
 import { Composer } from './composer';
 import { Dialogs } from './dialogs';
 import { Header } from './header';
@@ -15,9 +15,11 @@ export function App() {
   if (token.value === '') return <SignIn />;
   return (
     <div class="app">
-      <a class="skip" href="#message" onClick={skip}>
-        Skip to the message box
-      </a>
+      {isEnded.value ? null : (
+        <a class="skip" href="#message" onClick={skip}>
+          Skip to the message box
+        </a>
+      )}
       <Sidebar />
       <main class="main" inert={isPhone.value && drawerOpen.value}>
         <Header />

@@ -1,7 +1,7 @@
 // Line icons, 24 by 24, drawn in the colour of the text around them.
 const PATHS = {
   send: 'M12 19V5M6 11l6-6 6 6',
-  stop: 'M8 8h8v8H8z',
+  stop: 'M7.5 7.5h9v9h-9z',
   plus: 'M12 5v14M5 12h14',
   menu: 'M4 7h16M4 12h16M4 17h10',
   close: 'M6 6l12 12M18 6L6 18',

@@ -3,7 +3,7 @@ import type { ConversationState } from '../client';
 import { isEnded, loadOlder, read, session, view } from './chat';
 import { Icon, Mark } from './icons';
 import { Dots, PendingRow, Row } from './message';
-import { begin, busy, isDemo } from './sessions';
+import { begin, busy, isDemo, models, replace } from './sessions';
 import { nameOf } from './wording';
 
 /** This close to the end counts as being there. */
@@ -88,12 +88,34 @@ function Welcome() {
       <Mark />
       <h2>What can I do for you?</h2>
       <p>Write a message below. Answers stream in as they are made, and nothing is lost when you reload.</p>
+      <ModelChoice />
       {isDemo(session.value?.model) ? (
         <p class="muted">
           The demo model answers: it is built in and has no intelligence. Connect a real model to get real answers.
         </p>
       ) : null}
     </div>
+  );
+}
+
+/** A conversation in which nothing was said yet can still have another model: it is begun anew with it. */
+function ModelChoice() {
+  if (models.value.length < 2) return null;
+  return (
+    <label class="model-choice">
+      Model
+      <select
+        value={session.value?.model ?? ''}
+        disabled={busy.value}
+        onChange={(event) => void replace(event.currentTarget.value)}
+      >
+        {models.value.map((model) => (
+          <option key={model.id} value={model.id}>
+            {model.name || model.id}
+          </option>
+        ))}
+      </select>
+    </label>
   );
 }
 

@@ -1,6 +1,7 @@
 import { Component } from 'preact';
 import { useLayoutEffect, useRef } from 'preact/hooks';
 import { copyText } from './clipboard';
+import { colour } from './highlight';
 import { sanitise, toBlocks } from './markdown';
 
 export function Markdown({ text }: { text: string }) {
@@ -62,15 +63,16 @@ function frameCode(pre: HTMLPreElement): void {
   // Long lines scroll sideways: by keyboard too.
   pre.tabIndex = 0;
   pre.setAttribute('aria-label', `Code, ${language}`);
-  pre.setAttribute('role', 'region');
+  pre.setAttribute('role', 'group');
   frame.append(bar, pre);
+  if (code) colour(code, language.toLowerCase(), sanitise);
 }
 
 function frameTable(table: HTMLTableElement): void {
   const frame = document.createElement('div');
   frame.className = 'table';
   frame.tabIndex = 0;
-  frame.setAttribute('role', 'region');
+  frame.setAttribute('role', 'group');
   frame.setAttribute('aria-label', 'Table');
   table.replaceWith(frame);
   frame.append(table);

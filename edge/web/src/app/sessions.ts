@@ -137,15 +137,15 @@ export function choose(one: Session): void {
 }
 
 /** Begins a conversation; by default a person has one at a time, so it may first have to be asked. */
-export async function begin(model = ''): Promise<void> {
+export async function begin(): Promise<void> {
   const empty = active.value;
-  if (empty?.sessionId && (empty.messageCount ?? 0) === 0 && (model === '' || model === empty.model)) {
+  if (empty?.sessionId && (empty.messageCount ?? 0) === 0) {
     choose(empty);
     return;
   }
   await act('A conversation could not be started.', async () => {
     try {
-      const made = await api.createSession({ requestId: randomId(), ...(model === '' ? {} : { model }) });
+      const made = await api.createSession({ requestId: randomId() });
       show(made.sessionId ?? '', false, true);
       await loadSessions();
     } catch (error) {
@@ -162,11 +162,11 @@ function isLimit(error: unknown): boolean {
 }
 
 /** Ends the active conversation and begins another. */
-export async function replace(): Promise<void> {
+export async function replace(model = ''): Promise<void> {
   question.value = null;
   await act('The conversation could not be ended.', async () => {
     if (active.value?.sessionId) await api.endSession(active.value.sessionId);
-    const made = await api.createSession({ requestId: randomId() });
+    const made = await api.createSession({ requestId: randomId(), ...(model === '' ? {} : { model }) });
     show(made.sessionId ?? '', false, true);
     await loadSessions();
   });

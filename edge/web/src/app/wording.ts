@@ -57,7 +57,6 @@ export function sayNotice(item: NoticeItem): string | null {
   if (entry.released) return 'The assistant answers again';
   if (entry.renamed) return `Renamed to “${entry.renamed.name ?? ''}”`;
   if (entry.shared) return entry.shared.revoked ? 'A share link was revoked' : 'A share link was made';
-  if (entry.ended) return 'The conversation ended';
   if (entry.erased) return 'The content was destroyed';
   return null;
 }

@@ -102,17 +102,20 @@ test('on a phone the list is a drawer, and nothing is wider than the screen', as
 test('dark and light follow the system, and still pictures are respected', async () => {
   const chat = await visit({ deviceScaleFactor: 2 });
   await chat.screenshot('empty');
-  await chat.send('What can you show me?');
-  await chat.streaming();
-  await chat.page.waitForTimeout(600);
+  await chat.send('Show me a long answer, with a list and some code.');
+  const answer = await chat.streaming();
+  await answer.locator('figure.code').waitFor();
   await chat.screenshot('streaming');
   await chat.finished();
+  await chat.page.getByRole('log').evaluate((box) => box.scrollTo(0, 0));
+  await chat.page.getByRole('button', { name: 'Latest' }).waitFor();
   await chat.screenshot('light');
   const paper = () => chat.page.evaluate(() => getComputedStyle(document.body).backgroundColor);
   const light = await paper();
   await chat.page.emulateMedia({ colorScheme: 'dark' });
   assert.notEqual(await paper(), light);
   await chat.screenshot('dark');
+  await chat.page.getByRole('button', { name: 'Latest' }).click();
   await chat.page.emulateMedia({ reducedMotion: 'reduce' });
   await chat.send('A long answer, please.');
   const reply = await chat.streaming(1);

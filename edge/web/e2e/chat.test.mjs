@@ -97,7 +97,7 @@ test('the end stays in view, unless somebody scrolls up to read', async () => {
   await chat.streaming();
   const log = chat.page.getByRole('log');
   const distance = () => log.evaluate((box) => box.scrollHeight - box.clientHeight - box.scrollTop);
-  await chat.page.waitForFunction(() => document.querySelector('.log').scrollHeight > 2 * innerHeight);
+  await chat.page.waitForFunction(() => document.querySelector('.log').scrollHeight > 1.4 * innerHeight);
   assert.ok((await distance()) < 60, 'follows the answer');
   await log.hover();
   await chat.page.mouse.wheel(0, -500);

@@ -291,6 +291,35 @@ describe('sending', () => {
     expect(texts(conversation.state.items)).toEqual(['hi', 'too much']);
   });
 
+  it('goes on after a close that was final, once somebody connects again', async () => {
+    const conversation = await start();
+    server.socket.end(4110);
+    conversation.send('hi');
+    await pass(10_000);
+    expect(conversation.state.pending).toMatchObject([{ text: 'hi', error: null }]);
+    conversation.start();
+    await pass();
+    expect(texts(conversation.state.items)).toEqual(['hi']);
+    expect(conversation.state.pending).toEqual([]);
+  });
+
+  it('says so when the session ended first, also after a reload, and loses no text', async () => {
+    const outbox = new MemoryOutbox();
+    const conversation = await start({ outbox });
+    server.socket.stalled = true;
+    conversation.send('too late');
+    server.socket.stalled = false;
+    server.status = 'SESSION_STATUS_ENDED';
+    server.append({ ended: {} });
+    await pass();
+    const failed = [{ text: 'too late', error: { reason: 'SESSION_ENDED' } }];
+    expect(conversation.state.pending).toMatchObject(failed);
+    const after = await start({ outbox, sessionId: 's1', ended: true });
+    expect(after.state.pending).toMatchObject(failed);
+    after.discard('c1');
+    expect(outbox.kept.size).toBe(0);
+  });
+
   it('takes a connection without answers for dead', async () => {
     const conversation = await start();
     const first = server.socket;

@@ -1,5 +1,6 @@
 import { useEffect, useRef } from 'preact/hooks';
-import { end, question, replace } from './sessions';
+import { sessionId } from './chat';
+import { active, choose, end, question, replace, titleOf } from './sessions';
 
 export function Dialogs() {
   const asked = question.value;
@@ -18,6 +19,7 @@ export function Dialogs() {
           ? 'You can have one open conversation at a time. The current one stays in the list and can still be read.'
           : 'It stays in the list and can still be read, but takes no more messages.'}
       </p>
+      <OpenOne />
       <div class="dialog-actions">
         <button type="button" class="button quiet" onClick={cancel}>
           Cancel
@@ -27,6 +29,23 @@ export function Dialogs() {
         </button>
       </div>
     </dialog>
+  );
+}
+
+/** The way to the open conversation, when another one is on the screen. */
+function OpenOne() {
+  const open = active.value;
+  if (question.value !== 'replace' || !open?.sessionId || open.sessionId === sessionId.value) return null;
+  const go = () => {
+    cancel();
+    choose(open);
+  };
+  return (
+    <p>
+      <button type="button" class="link" onClick={go}>
+        Go to “{titleOf(open)}” instead
+      </button>
+    </p>
   );
 }
 

@@ -1,7 +1,7 @@
 import { Component, type ComponentChildren } from 'preact';
 import { useState } from 'preact/hooks';
 import { isFinished, type Item, type Message, type MessageItem, type Pending } from '../client';
-import { discard, resend } from './chat';
+import { discard, isEnded, resend } from './chat';
 import { copyText } from './clipboard';
 import { Icon, Mark } from './icons';
 import { Markdown } from './markdown-view';
@@ -129,9 +129,11 @@ export function PendingRow({ one, live }: { one: Pending; live: boolean }) {
   const foot = one.error ? (
     <footer class="pending failed">
       <span role="alert">{sayError(one.error, 'Not sent.')}</span>
-      <button type="button" class="link" onClick={() => resend(one.clientMessageId)}>
-        Send again
-      </button>
+      {isEnded.value ? null : (
+        <button type="button" class="link" onClick={() => resend(one.clientMessageId)}>
+          Send again
+        </button>
+      )}
       <button type="button" class="link" onClick={() => discard(one.clientMessageId)}>
         Discard
       </button>

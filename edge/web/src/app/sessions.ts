@@ -27,7 +27,7 @@ export const sessions = computed<readonly Session[]>(() =>
 );
 
 /** The session that takes messages now; there is one at most by default. */
-const active = computed(() => sessions.value.find((one) => one.status === 'SESSION_STATUS_ACTIVE'));
+export const active = computed(() => sessions.value.find((one) => one.status === 'SESSION_STATUS_ACTIVE'));
 
 function activity(one: Session): number {
   return Date.parse(one.lastActivityTime ?? one.createTime ?? '') || 0;
@@ -151,7 +151,10 @@ export async function begin(): Promise<void> {
     } catch (error) {
       if (!isLimit(error)) throw error;
       await loadSessions();
-      question.value = 'replace';
+      // Another window may have begun one already.
+      const other = active.value;
+      if (other && (other.messageCount ?? 0) === 0) choose(other);
+      else question.value = 'replace';
     }
   });
 }

@@ -11,7 +11,9 @@ export function sayError(error: unknown, what: string): string {
     case 'RESOURCE_EXHAUSTED':
       return `${what} Too much at once.${wait || ' Try again in a moment.'}`;
     case 'FAILED_PRECONDITION':
-      return `${what} The conversation does not allow it now.`;
+      return failure.reason === 'SESSION_ENDED'
+        ? `${what} The conversation had ended.`
+        : `${what} The conversation does not allow it now.`;
     case 'INVALID_ARGUMENT':
       return `${what} ${failure.fields[0]?.description ?? 'It was not accepted.'}`;
     case 'UNIMPLEMENTED':

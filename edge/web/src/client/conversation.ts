@@ -105,6 +105,7 @@ export class Conversation {
     }
     this.#link.start();
     if (this.#kept === undefined) this.#restore(this.#options.sessionId ?? '');
+    else for (const one of this.#state.pending) if (one.seq === 0 && one.error === null) this.#transmit(one);
   }
 
   /** Leaves; the session and a running reply go on. */
@@ -239,15 +240,20 @@ export class Conversation {
     this.#dispatch({ type: 'queued', clientMessageId, text });
     if (!this.#state.pending.some((one) => one.clientMessageId === clientMessageId)) return;
     this.#saveOutbox();
+    this.#transmit(unsent);
+  }
+
+  #transmit({ clientMessageId, text }: Unsent): void {
     this.#link.request({ send: { clientMessageId, text } }, { repeat: true }).then(
       (ack) => {
         this.#dispatch({ type: 'acked', clientMessageId, seq: seqOf(ack.seq) });
         this.#saveOutbox();
       },
-      (error: unknown) => {
-        const failure = ChatboxError.from(error);
-        // Left while it was on its way: the outbox has it.
-        if (failure.reason !== 'CLOSED') this.#dispatch({ type: 'failed', clientMessageId, error: failure });
+      (failure: unknown) => {
+        const error = ChatboxError.from(failure);
+        if (error.reason !== 'CLOSED') this.#dispatch({ type: 'failed', clientMessageId, error });
+        else if (this.isEnded) this.#dispatch({ type: 'failed', clientMessageId, error: tooLate() });
+        // Otherwise it was left on its way: the outbox has it, and the next start sends it.
       },
     );
   }
@@ -313,12 +319,23 @@ export class Conversation {
       this.#status = { phase: 'closed', cause: ChatboxError.from(error) };
     }
     this.#options.onChange();
-    if (this.isEnded) await this.#loadNewest();
+    if (!this.isEnded) return;
+    for (const { clientMessageId, text } of this.#options.outbox?.load(sessionId) ?? []) {
+      this.#dispatch({ type: 'queued', clientMessageId, text });
+      this.#dispatch({ type: 'failed', clientMessageId, error: tooLate() });
+    }
+    this.#kept = sessionId;
+    await this.#loadNewest();
   }
 
   #causeOfClose(): ChatboxError | null {
     return this.#status.phase === 'closed' ? this.#status.cause : null;
   }
+}
+
+/** What was written before a session ended and had not arrived. */
+function tooLate(): ChatboxError {
+  return new ChatboxError({ code: 'FAILED_PRECONDITION', reason: 'SESSION_ENDED' });
 }
 
 function pause(ms: number): Promise<void> {

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { beforeEach, test } from 'node:test';
-import { endAll, history, TOKEN, URL_, visit } from './harness.mjs';
+import { endAll, history, TOKEN, TOKEN_B, URL_, visit } from './harness.mjs';
 
 beforeEach(() => endAll());
 
@@ -72,6 +72,22 @@ test('without a token the page explains itself and takes a pasted one', async ()
   await chat.page.getByRole('button', { name: 'Sign out' }).click();
   await chat.page.getByText('signed out').waitFor();
   assert.equal(await chat.page.evaluate(() => sessionStorage.length), 0);
+  await chat.close();
+});
+
+test('the next person at the same tab sees nothing of the one before', async () => {
+  await endAll(TOKEN_B);
+  const chat = await visit();
+  await chat.send('Something of Alice');
+  await chat.finished();
+  await chat.box.fill('A draft of Alice');
+  await chat.page.goto(`${URL_}#token=${TOKEN_B}`);
+  await chat.page.getByText('What can I do for you?').waitFor();
+  await chat.connected();
+  assert.equal(await chat.box.inputValue(), '');
+  assert.equal(await chat.page.getByText('of Alice').count(), 0);
+  const kept = await chat.page.evaluate(() => JSON.stringify(Object.entries(sessionStorage)));
+  assert.ok(!kept.includes('of Alice'));
   await chat.close();
 });
 

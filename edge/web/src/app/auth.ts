@@ -1,10 +1,11 @@
 import { computed, signal } from '@preact/signals';
 import type { TokenNeed } from '../client';
 import { takeToken } from './address';
-import { recall, remember } from './storage';
+import { forgetAll, recall, remember } from './storage';
 
 interface Claims {
   sub?: string;
+  user_id?: string;
   name?: string;
   exp?: number;
 }
@@ -17,7 +18,7 @@ export const refusal = signal<string | null>(null);
 export const expiring = signal<number | null>(null);
 
 const claims = computed(() => decode(token.value));
-export const userName = computed(() => claims.value.name || claims.value.sub || 'You');
+export const userName = computed(() => claims.value.name || subject(claims.value) || 'You');
 
 /** Reads the token of the link, or the one this tab had. */
 export function restoreToken(): void {
@@ -27,6 +28,10 @@ export function restoreToken(): void {
 }
 
 export function adopt(fresh: string): void {
+  // Somebody else's drafts and unsent messages are not for this person.
+  const user = subject(decode(fresh));
+  if (recall('user') !== user) forgetAll();
+  remember('user', user);
   remember('token', fresh);
   refusal.value = null;
   expiring.value = null;
@@ -61,6 +66,10 @@ export function askForToken(why: TokenNeed): Promise<string | null> {
 function resolveWaiting(answer: string | null): void {
   waiting?.resolve(answer);
   waiting = null;
+}
+
+function subject(of: Claims): string {
+  return of.sub ?? of.user_id ?? '';
 }
 
 /** For display only: whether a token is good is decided by the server. */

@@ -4,8 +4,7 @@ import { sessionInAddress, takeToken } from './address';
 import { App } from './app';
 import { adopt, restoreToken, token } from './auth';
 import { leave, sessionId, show, watchNetwork } from './chat';
-import { loadModels, loadSessions, sessions } from './sessions';
-import { forgetAll } from './storage';
+import { forgetSessions, loadModels, loadSessions, sessions } from './sessions';
 
 restoreToken();
 watchNetwork();
@@ -15,6 +14,7 @@ effect(() => {
   const value = token.value;
   if (value === '') {
     started = '';
+    untracked(forgetSessions);
     return;
   }
   // A token that replaces one in use changes nothing on the screen.
@@ -30,9 +30,7 @@ effect(() => {
 window.addEventListener('hashchange', () => {
   const fresh = takeToken();
   if (fresh === null) return;
-  // Another link may be another person's.
   leave();
-  forgetAll();
   token.value = '';
   adopt(fresh);
 });

@@ -46,6 +46,18 @@ export function isDemo(id: string | undefined): boolean {
   return models.value.find((model) => model.id === id)?.demo ?? false;
 }
 
+/** Grows when somebody else may be next at this tab: what was asked for before must not be shown or kept after. */
+let era = 0;
+
+export function forgetSessions(): void {
+  era += 1;
+  listed.value = [];
+  next.value = '';
+  titles.value = {};
+  models.value = [];
+  question.value = null;
+}
+
 export async function loadModels(): Promise<void> {
   try {
     const answer = await api.models();
@@ -57,23 +69,27 @@ export async function loadModels(): Promise<void> {
 }
 
 export async function loadSessions(): Promise<void> {
+  const asked = era;
   try {
     const page = await api.sessions();
+    if (asked !== era) return;
     const live = session.value;
     const stored = page.sessions ?? [];
     listed.value = live ? [...stored.filter((one) => one.sessionId !== live.sessionId), live] : stored;
     next.value = page.nextPageToken ?? '';
     void nameSessions();
   } catch (error) {
-    if (listed.value.length > 0) return;
+    if (listed.value.length > 0 || asked !== era) return;
     const failure = ChatboxError.from(error);
     if (failure.code !== 'UNAUTHENTICATED') toast.value = sayError(failure, 'The conversations could not be loaded.');
   }
 }
 
 export async function loadMore(): Promise<void> {
+  const asked = era;
   try {
     const page = await api.sessions({ pageToken: next.value });
+    if (asked !== era) return;
     const known = new Set(listed.value.map((one) => one.sessionId));
     listed.value = [...listed.value, ...(page.sessions ?? []).filter((one) => !known.has(one.sessionId))];
     next.value = page.nextPageToken ?? '';
@@ -91,6 +107,7 @@ async function nameSessions(): Promise<void> {
   const nameless = listed.value.filter(
     (one) => !one.name && (one.messageCount ?? 0) > 0 && !titles.value[one.sessionId ?? ''],
   );
+  const asked = era;
   for (const one of nameless.slice(0, MAX_NAMED)) {
     const id = one.sessionId ?? '';
     const kept = recall(`title.${id}`);
@@ -100,6 +117,7 @@ async function nameSessions(): Promise<void> {
     }
     try {
       const page = await api.messages(id, { order: 'PAGE_ORDER_OLDEST_FIRST', pageSize: 1 });
+      if (asked !== era) return;
       setTitle(id, page.messages?.[0]?.text ?? '');
     } catch {
       return;

@@ -1,23 +1,29 @@
 import { useEffect, useRef, useState } from 'preact/hooks';
 import { isFinished } from '../client';
-import { isEnded, view } from './chat';
+import { generation, isEnded, view } from './chat';
 import { nameOf, sayFinish, sayStatus } from './wording';
 
 /** A connection that heals within this time is not worth a word. */
 const SETTLE_MS = 1_500;
 const MAX_SPOKEN = 1_000;
 
-/** What a screen reader is told: whole answers instead of every word of them, and lasting changes of the connection. */
+/** What a screen reader is told: lasting changes of the connection, and whole answers instead of every word of them. */
 export function Spoken() {
   return (
     <>
-      <div class="offscreen" role="status" id="spoken-status">
+      <div class="offscreen" role="status">
         {useConnection()}
       </div>
-      <div class="offscreen" role="status" id="spoken-answer">
-        {useAnswer()}
-      </div>
+      <Answer key={generation.value} />
     </>
+  );
+}
+
+function Answer() {
+  return (
+    <div class="offscreen" role="status" id="spoken-answer">
+      {useAnswer()}
+    </div>
   );
 }
 

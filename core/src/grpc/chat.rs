@@ -13,7 +13,7 @@ use chatbox_proto::{
 use prost::Message as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::Streaming;
+use tonic::{Code, Status, Streaming};
 
 use super::{
     auth::Authenticator,
@@ -89,7 +89,7 @@ impl Connection {
                         }
                     }
                     Err(status) => {
-                        tracing::debug!(code = ?status.code(), "a chat stream broke");
+                        self.broken(&status);
                         break;
                     }
                 },
@@ -111,8 +111,7 @@ impl Connection {
 
     async fn frame(&mut self, bytes: Bytes) -> Next {
         if bytes.len() > self.limits.frame_bytes {
-            let failure = Failure::new(ErrorCode::ResourceExhausted, "FRAME_TOO_BIG", "the frame is too big");
-            self.end_with(String::new(), failure, close::TOO_BIG);
+            self.end_with(String::new(), frame_too_big(), close::TOO_BIG);
             return Next::Go;
         }
         let request = match ChatRequest::decode(bytes) {
@@ -236,11 +235,27 @@ impl Connection {
         self.queue.close(Closed::Failed(failure));
     }
 
+    /// No further frame can be read. When the client is gone nobody hears this; when it sent what cannot be taken, the
+    /// stream must not look as if it had ended well.
+    fn broken(&self, status: &Status) {
+        tracing::debug!(code = ?status.code(), "a chat stream broke");
+        if status.code() == Code::OutOfRange {
+            // tonic's word for a message above the limit, which it refuses by its announced length.
+            self.end_with(String::new(), frame_too_big(), close::TOO_BIG);
+        } else {
+            self.queue.close(Closed::Failed(Failure::from(status)));
+        }
+    }
+
     /// The room ended under a live stream, which only a fault does: the client comes back to a new one.
     fn room_gone(&mut self) {
         self.open = None;
         self.queue.close(Closed::Failed(leaving()));
     }
+}
+
+fn frame_too_big() -> Failure {
+    Failure::new(ErrorCode::ResourceExhausted, "FRAME_TOO_BIG", "the frame is too big")
 }
 
 fn leaving() -> Failure {

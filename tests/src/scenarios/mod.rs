@@ -1,3 +1,7 @@
 //! One file for each behaviour.
 
 mod conversation;
+mod errors;
+mod expiry;
+mod identity;
+mod ownership;

@@ -1,0 +1,122 @@
+//! A token's end is enforced on live connections, announced before, and put off by a new token of the same caller.
+
+use std::time::Duration;
+
+use chatbox_proto::v1::{
+    ErrorCode,
+    chat_request::{Frame, Open, RefreshToken},
+    chat_response::Event,
+};
+use serde_json::json;
+use tonic::Code;
+
+use crate::harness::{
+    client::{Answer, Client, Transport},
+    stack::{Setup, Stack},
+    token::{claims, now},
+};
+
+/// No leeway, and a warning that comes at once for tokens as short as these.
+fn strict() -> Setup {
+    Setup::new().unwrap().with(|setup| {
+        (setup.core.token.leeway, setup.edge.token.leeway) = (Duration::ZERO, Duration::ZERO);
+    })
+}
+
+fn token(stack: &Stack, user: &str, role: &str, seconds: u64) -> String {
+    let mut claims = claims(user, role);
+    claims["exp"] = json!(now() + seconds);
+    stack.token_of(&claims).unwrap()
+}
+
+async fn opened(stack: &Stack, transport: Transport, token: &str) -> Client {
+    let mut client = Client::connect(transport, stack.addresses(), token).await.unwrap();
+    client.open(Open::default()).await.unwrap();
+    client
+}
+
+async fn warned(client: &mut Client) -> i64 {
+    let is_warning = |event: &Event| match event {
+        Event::TokenExpiring(expiring) => Some(expiring.expire_time.map_or(0, |time| time.seconds)),
+        _ => None,
+    };
+    client.until("the warning", is_warning).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_connection_ends_with_its_token_and_is_told_before() {
+    let stack = Stack::start(strict()).await.unwrap();
+    for transport in Transport::ALL {
+        let expires = now() + 3;
+        let mut client = opened(&stack, transport, &token(&stack, "alice", "user", 3)).await;
+        let announced = warned(&mut client).await;
+        assert!(u64::try_from(announced).unwrap().abs_diff(expires) <= 1, "{transport:?}: {announced} for {expires}");
+        let closed = client.until_closed().await.unwrap();
+        let expected = if transport == Transport::Grpc { Code::Unauthenticated as u16 } else { 4102 };
+        assert_eq!(closed.code, Some(expected), "{transport:?}: {closed:?}");
+        assert!(now() >= expires, "{transport:?} was ended too early");
+        let told = client.seen.iter().filter(|event| matches!(event, Event::TokenExpiring(_))).count();
+        assert_eq!(told, 1, "{transport:?} was told {told} times");
+        let errors: Vec<_> = client.seen.iter().filter(|event| matches!(event, Event::Error(_))).collect();
+        let [Event::Error(error)] = errors.as_slice() else { panic!("{transport:?}: {errors:?}") };
+        assert_eq!((error.code(), error.reason.as_str()), (ErrorCode::Unauthenticated, "TOKEN_EXPIRED"));
+    }
+    stack.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_new_token_of_the_same_caller_keeps_the_connection() {
+    let stack = Stack::start(strict()).await.unwrap();
+    for transport in Transport::ALL {
+        let mut client = opened(&stack, transport, &token(&stack, "alice", "user", 3)).await;
+        warned(&mut client).await;
+        for (what, other) in [
+            ("another user", token(&stack, "bob", "user", 60)),
+            ("other roles", token(&stack, "alice", "admin", 60)),
+            ("an expired one", token(&stack, "alice", "user", 0)),
+            ("junk", "junk".to_owned()),
+        ] {
+            let answer = client.request(Frame::RefreshToken(RefreshToken { token: other })).await.unwrap();
+            assert!(matches!(answer, Answer::Error(_)), "{transport:?} took {what}: {answer:?}");
+        }
+        // As long-lived as the warning comes before: it is announced again.
+        let renewed = RefreshToken { token: token(&stack, "alice", "user", 8) };
+        let answer = client.request(Frame::RefreshToken(renewed)).await.unwrap();
+        assert!(matches!(answer, Answer::Ack(_)), "{transport:?}: {answer:?}");
+        let again = warned(&mut client).await;
+        assert!(u64::try_from(again).unwrap() > now() + 4, "{transport:?}: {again}");
+        client.say(&format!("{}", now()), "still here").await.unwrap();
+        client.reply().await.unwrap();
+    }
+    stack.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_reply_outlives_the_connection_whose_token_expired() {
+    let stack = Stack::start(strict().with_word_delay(Duration::from_millis(100))).await.unwrap();
+    let mut client = opened(&stack, Transport::ALL[0], &token(&stack, "alice", "user", 2)).await;
+    let session_id = match &client.seen[0] {
+        Event::Opened(opened) => opened.session.clone().unwrap().session_id,
+        other => panic!("{other:?}"),
+    };
+    client.say("late", "a long story, please, with many words in it").await.unwrap();
+    client.until_closed().await.unwrap();
+    let mut again = opened(&stack, Transport::ALL[0], &token(&stack, "alice", "user", 60)).await;
+    let open = Open { session_id, after_seq: Some(0), ..Open::default() };
+    let mut replay = opened_with(&stack, open).await;
+    replay
+        .until_seen(
+            "the end of the reply",
+            |event| matches!(event, Event::Entry(e) if crate::harness::client::finished(e).is_some()),
+        )
+        .await
+        .unwrap();
+    again.say("next", "hello").await.unwrap();
+    stack.shutdown().await.unwrap();
+}
+
+async fn opened_with(stack: &Stack, open: Open) -> Client {
+    let mut client = stack.connect(Transport::ALL[1], "alice").await.unwrap();
+    client.open(open).await.unwrap();
+    client
+}

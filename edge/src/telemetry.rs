@@ -1,6 +1,7 @@
 //! The log of the process. Only `main` installs it.
 
-use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing::{Level, Metadata};
+use tracing_subscriber::{EnvFilter, filter::filter_fn, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use crate::config::{LogConfig, LogFormat};
 
@@ -9,7 +10,8 @@ use crate::config::{LogConfig, LogFormat};
 /// # Errors
 /// For a filter that cannot be read, or when there is a subscriber already.
 pub fn install(config: &LogConfig) -> anyhow::Result<()> {
-    let registry = tracing_subscriber::registry().with(EnvFilter::try_new(&config.filter)?);
+    let filter = EnvFilter::try_new(&config.filter)?;
+    let registry = tracing_subscriber::registry().with(filter).with(filter_fn(shows_no_payload));
     match config.format {
         LogFormat::Text => registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr)).try_init()?,
         LogFormat::Json => {
@@ -23,4 +25,9 @@ pub fn install(config: &LogConfig) -> anyhow::Result<()> {
         tracing::error!(panic.place = place, panic.backtrace = %backtrace, "panicked");
     }));
     Ok(())
+}
+
+/// Below info, the WebSocket library writes whole frames: texts and tokens. No filter of an operator's may bring them out.
+fn shows_no_payload(metadata: &Metadata<'_>) -> bool {
+    *metadata.level() <= Level::INFO || !metadata.target().starts_with("tungstenite")
 }

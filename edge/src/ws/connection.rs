@@ -411,5 +411,5 @@ fn too_slow(_: TooSlow) -> Ending {
 }
 
 #[cfg(test)]
-#[path = "connection_tests.rs"]
+#[path = "connection_tests/mod.rs"]
 mod tests;

@@ -2,10 +2,15 @@
 //!
 //! Imports go downward only: `main → app → grpc → session → {llm, store, seal} → domain → chatbox_proto`.
 
+pub mod app;
+pub mod config;
 pub mod domain;
 pub mod grpc;
+mod keys;
 pub mod llm;
 pub mod metrics;
+mod operators;
 pub mod seal;
 pub mod session;
 pub mod store;
+pub mod telemetry;

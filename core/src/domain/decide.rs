@@ -305,17 +305,18 @@ mod tests {
             let mut started = Vec::new();
             let mut messages = Vec::new();
             for entry in &log {
-                match &entry.fact.kind {
-                    EntryKind::Message(m) => messages.push(m.id),
-                    EntryKind::ReplyStarted(r) => {
-                        started.push((r.id, entry.seq));
-                        for id in &r.answers { *answered.entry(*id).or_default() += 1; }
+                if let EntryKind::Message(m) = &entry.fact.kind {
+                    messages.push(m.id);
+                }
+                if let EntryKind::ReplyStarted(r) = &entry.fact.kind {
+                    started.push((r.id, entry.seq));
+                    for id in &r.answers {
+                        *answered.entry(*id).or_default() += 1;
                     }
-                    EntryKind::ReplyFinished(r) => {
-                        *finished.entry(r.id).or_default() += 1;
-                        prop_assert!(started.contains(&(r.id, r.started_seq)));
-                    }
-                    _ => {}
+                }
+                if let EntryKind::ReplyFinished(r) = &entry.fact.kind {
+                    *finished.entry(r.id).or_default() += 1;
+                    prop_assert!(started.contains(&(r.id, r.started_seq)));
                 }
             }
             for id in messages { prop_assert_eq!(answered.get(&id), Some(&1)); }

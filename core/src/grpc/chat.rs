@@ -1,10 +1,7 @@
 //! One `Chat` stream: a task that takes the client's frames and hands them to the room, while the room's events go straight
 //! from the subscriber's queue into the response.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use chatbox_proto::{
@@ -21,30 +18,27 @@ use tonic::Streaming;
 use super::{
     auth::Authenticator,
     convert::{self, ClientFrame, Open},
+    core::{CoreService, FrameLimits},
+    limits::{FrameRate, Strikes},
 };
 use crate::{
     domain::{entry::Sender, time::Timestamp},
     session::{Attach, Closed, OpenSession, Queue, Sessions, event},
 };
 
-/// `token_expiring` is sent this long before the end.
-const EXPIRY_WARNING: Duration = Duration::from_secs(60);
-
-/// Frames that cannot be decoded, per [`STRIKE_WINDOW`], before the stream is closed.
-const MAX_STRIKES: usize = 10;
-const STRIKE_WINDOW: Duration = Duration::from_secs(60);
-
 /// One stream of one caller.
 pub(super) struct Connection {
-    pub(super) sessions: Sessions,
-    pub(super) authenticator: Authenticator,
-    pub(super) identity: Identity,
-    pub(super) caller: Sender,
-    pub(super) queue: Queue,
+    sessions: Sessions,
+    authenticator: Authenticator,
+    identity: Identity,
+    caller: Sender,
+    queue: Queue,
     /// The server is leaving.
-    pub(super) leaving: CancellationToken,
+    leaving: CancellationToken,
     open: Option<OpenSession>,
-    strikes: VecDeque<Instant>,
+    limits: FrameLimits,
+    rate: FrameRate,
+    strikes: Strikes,
     warned: bool,
 }
 
@@ -56,23 +50,19 @@ enum Next {
 }
 
 impl Connection {
-    pub(super) fn new(
-        sessions: Sessions,
-        authenticator: Authenticator,
-        identity: Identity,
-        caller: Sender,
-        queue: Queue,
-        leaving: CancellationToken,
-    ) -> Self {
+    pub(super) fn new(service: &CoreService, identity: Identity, caller: Sender, queue: Queue) -> Self {
+        let limits = service.limits;
         Self {
-            sessions,
-            authenticator,
+            sessions: service.sessions.clone(),
+            authenticator: service.authenticator.clone(),
             identity,
             caller,
             queue,
-            leaving,
+            leaving: service.leaving.clone(),
             open: None,
-            strikes: VecDeque::new(),
+            limits,
+            rate: FrameRate::new(limits.per_second),
+            strikes: Strikes::new(limits.malformed_per_minute),
             warned: false,
         }
     }
@@ -120,6 +110,11 @@ impl Connection {
     }
 
     async fn frame(&mut self, bytes: Bytes) -> Next {
+        if bytes.len() > self.limits.frame_bytes {
+            let failure = Failure::new(ErrorCode::ResourceExhausted, "FRAME_TOO_BIG", "the frame is too big");
+            self.end_with(String::new(), failure, close::TOO_BIG);
+            return Next::Go;
+        }
         let request = match ChatRequest::decode(bytes) {
             Ok(request) => request,
             Err(error) => {
@@ -131,6 +126,10 @@ impl Connection {
         let request_id = request.request_id.clone();
         if let Err(failure) = convert::printable("request_id", &request_id) {
             self.strike(String::new(), failure);
+            return Next::Go;
+        }
+        if let Err(failure) = self.rate.take() {
+            self.queue.push(event::error(request_id, failure));
             return Next::Go;
         }
         if request.frame.is_none() {
@@ -149,7 +148,7 @@ impl Connection {
     async fn handle(&mut self, request: ChatRequest) -> Result<Next, Failure> {
         let request_id = request.request_id.clone();
         let sender = self.open.as_ref().map(|_| &self.caller);
-        match convert::frame(request, sender)? {
+        match convert::frame(request, sender, self.limits.text_bytes)? {
             ClientFrame::Open(open) => self.open(request_id, open).await?,
             ClientFrame::Room(frame) => {
                 let open = self.open.as_ref().ok_or_else(convert::not_open)?;
@@ -203,7 +202,7 @@ impl Connection {
     /// When the token's time comes: the warning first, the end then.
     fn next_expiry(&self) -> Instant {
         let left = self.identity.expires_at.duration_since(SystemTime::now()).unwrap_or_default();
-        let wait = if self.warned { left } else { left.saturating_sub(EXPIRY_WARNING) };
+        let wait = if self.warned { left } else { left.saturating_sub(self.limits.expiry_warning) };
         // Far ends are looked at again: a timer cannot be set for centuries.
         Instant::now() + wait.min(Duration::from_secs(24 * 3600))
     }
@@ -213,7 +212,7 @@ impl Connection {
         if left.is_zero() {
             let failure = Failure::new(ErrorCode::Unauthenticated, "TOKEN_EXPIRED", "the token has expired");
             self.end_with(String::new(), failure, close::TOKEN_EXPIRED);
-        } else if !self.warned && left <= EXPIRY_WARNING {
+        } else if !self.warned && left <= self.limits.expiry_warning {
             self.warned = true;
             let expire_time = Some(event::wire_time(Timestamp::from(self.identity.expires_at)));
             self.queue.push(event::encode(response::Event::TokenExpiring(response::TokenExpiring { expire_time })));
@@ -222,10 +221,7 @@ impl Connection {
 
     /// Answers a frame that is none; too many of them end the stream.
     fn strike(&mut self, request_id: String, failure: Failure) {
-        let now = Instant::now();
-        self.strikes.retain(|at| now.duration_since(*at) < STRIKE_WINDOW);
-        self.strikes.push_back(now);
-        if self.strikes.len() >= MAX_STRIKES {
+        if self.strikes.strike() {
             self.end_with(request_id, failure, close::POLICY);
         } else {
             self.queue.push(event::error(request_id, failure));

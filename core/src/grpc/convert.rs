@@ -12,9 +12,6 @@ use crate::{
     session::Frame,
 };
 
-/// Longest text of a message, in bytes of UTF-8.
-pub(super) const MAX_TEXT: usize = 32 * 1024;
-
 /// Longest client message id and request id, in printable ASCII characters.
 const MAX_ID: usize = 64;
 
@@ -36,8 +33,8 @@ pub(super) struct Open {
     pub(super) model: String,
 }
 
-/// The frame in a request of `sender`.
-pub(super) fn frame(request: ChatRequest, sender: Option<&Sender>) -> Result<ClientFrame, Failure> {
+/// The frame in a request of `sender`, whose messages hold at most `max_text` bytes.
+pub(super) fn frame(request: ChatRequest, sender: Option<&Sender>, max_text: usize) -> Result<ClientFrame, Failure> {
     use request::Frame as Wire;
     let Some(frame) = request.frame else {
         return Err(Failure::invalid("frame", "exactly one known frame must be set"));
@@ -46,7 +43,7 @@ pub(super) fn frame(request: ChatRequest, sender: Option<&Sender>) -> Result<Cli
         Wire::Open(frame) => ClientFrame::Open(open(frame)?),
         Wire::Send(frame) => {
             let sender = sender.ok_or_else(not_open)?;
-            ClientFrame::Room(Frame::Send(send(frame, sender.clone())?))
+            ClientFrame::Room(Frame::Send(send(frame, sender.clone(), max_text)?))
         }
         Wire::Stop(frame) => ClientFrame::Room(Frame::Stop(message_id("stop.message_id", &frame.message_id)?)),
         Wire::Typing(frame) => ClientFrame::Room(Frame::Typing(frame.active)),
@@ -82,7 +79,7 @@ fn open(frame: request::Open) -> Result<Open, Failure> {
     Ok(Open { session, after_seq: frame.after_seq, reply, model: frame.model })
 }
 
-fn send(frame: request::Send, sender: Sender) -> Result<Message, Failure> {
+fn send(frame: request::Send, sender: Sender, max_text: usize) -> Result<Message, Failure> {
     if frame.client_message_id.is_empty() {
         return Err(Failure::invalid("send.client_message_id", "1 to 64 printable ASCII characters"));
     }
@@ -93,8 +90,8 @@ fn send(frame: request::Send, sender: Sender) -> Result<Message, Failure> {
     let mut text = frame.text;
     // Text is opaque; NUL alone is taken out, since neither stores nor providers agree on it.
     text.retain(|c| c != '\0');
-    if text.is_empty() || text.len() > MAX_TEXT {
-        return Err(Failure::invalid("send.text", "1 byte to 32 KiB of UTF-8"));
+    if text.is_empty() || text.len() > max_text {
+        return Err(Failure::invalid("send.text", format!("1 to {max_text} bytes of UTF-8")));
     }
     Ok(Message {
         id: MessageId::generate(),
@@ -138,6 +135,8 @@ mod tests {
     use super::*;
     use crate::domain::entry::SenderRole;
 
+    const MAX_TEXT: usize = 32 * 1024;
+
     fn sender() -> Sender {
         Sender { role: SenderRole::User, user_id: "alice".into(), display_name: String::new() }
     }
@@ -164,14 +163,15 @@ mod tests {
             (ChatRequest::default(), "frame"),
         ];
         for (request, field) in cases {
-            assert_eq!(violation(frame(request, Some(&sender()))), field);
+            assert_eq!(violation(frame(request, Some(&sender()), MAX_TEXT)), field);
         }
     }
 
     #[test]
     fn text_loses_nul_and_nothing_else() {
         let text = "<b> & \"q\" 'x' \0 ünï\r\n";
-        let Ok(ClientFrame::Room(Frame::Send(message))) = frame(send_frame("a", text), Some(&sender())) else {
+        let Ok(ClientFrame::Room(Frame::Send(message))) = frame(send_frame("a", text), Some(&sender()), MAX_TEXT)
+        else {
             panic!("not a send");
         };
         assert_eq!(message.text, "<b> & \"q\" 'x'  ünï\r\n");
@@ -179,13 +179,13 @@ mod tests {
 
     #[test]
     fn the_longest_text_passes() {
-        assert!(frame(send_frame("a", &"x".repeat(MAX_TEXT)), Some(&sender())).is_ok());
+        assert!(frame(send_frame("a", &"x".repeat(MAX_TEXT)), Some(&sender()), MAX_TEXT).is_ok());
     }
 
     #[test]
     fn a_token_in_open_is_not_for_core() {
         let open = request::Open { token: "t".into(), ..request::Open::default() };
         let request = ChatRequest { request_id: String::new(), frame: Some(request::Frame::Open(open)) };
-        assert_eq!(violation(frame(request, None)), "open.token");
+        assert_eq!(violation(frame(request, None, MAX_TEXT)), "open.token");
     }
 }

@@ -1,6 +1,6 @@
 //! `ChatCore`: who calls, convert, call, convert.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use chatbox_proto::{
@@ -15,7 +15,9 @@ use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 use super::{
     auth::{self, Authenticator},
     chat::Connection,
-    convert, page,
+    convert,
+    limits::StreamsByUser,
+    page::{self, PageSizes},
 };
 use crate::{
     domain::{
@@ -28,6 +30,21 @@ use crate::{
     session::{Queue, QueueLimits, QueueStream, Sessions},
 };
 
+/// Limits of one `Chat` stream; see the configuration for units and ranges.
+#[derive(Debug, Clone, Copy)]
+pub struct FrameLimits {
+    /// Bytes of a frame.
+    pub frame_bytes: usize,
+    /// Bytes of a message's text.
+    pub text_bytes: usize,
+    /// Frames per second.
+    pub per_second: u32,
+    /// Frames that cannot be decoded.
+    pub malformed_per_minute: usize,
+    /// How long before its expiry a token is announced to expire.
+    pub expiry_warning: Duration,
+}
+
 /// The service. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct CoreService {
@@ -36,6 +53,9 @@ pub(super) struct CoreService {
     pub(super) authenticator: Authenticator,
     pub(super) sealer: Arc<TokenSealer>,
     pub(super) queue: QueueLimits,
+    pub(super) limits: FrameLimits,
+    pub(super) pages: PageSizes,
+    pub(super) streams: StreamsByUser,
     pub(super) tasks: TaskTracker,
     pub(super) leaving: CancellationToken,
     pub(super) metrics: Metrics,
@@ -67,20 +87,14 @@ impl ChatCore for CoreService {
         let caller = auth::session_caller(&identity)?;
         let queue = Queue::new(self.queue);
         let events = QueueStream::new(queue.clone());
-        let connection = Connection::new(
-            self.sessions.clone(),
-            self.authenticator.clone(),
-            identity,
-            caller,
-            queue,
-            self.leaving.clone(),
-        );
+        let permit = self.streams.enter(&caller.user_id)?;
+        let connection = Connection::new(self, identity, caller, queue);
         let gauge = self.metrics.subscribers.clone();
         let frames = request.into_inner();
         // A task of its own: frames are taken while events wait for the transport, and the other way round.
         self.tasks.spawn(async move {
             gauge.inc();
-            let _left = Left(gauge);
+            let _left = (Left(gauge), permit);
             connection.run(frames).await;
         });
         Ok(Response::new(Box::pin(events.map(|event| event.map_err(Status::from)))))
@@ -124,7 +138,7 @@ impl ChatCore for CoreService {
     async fn list_sessions(&self, request: Request<v1::ListSessionsRequest>) -> Answer<v1::ListSessionsResponse> {
         let caller = self.caller(request.metadata()).await?;
         let request = request.into_inner();
-        let size = page::size(request.page_size)?;
+        let size = self.pages.size(request.page_size)?;
         if !request.name_contains.is_empty() {
             return Err(Failure::invalid("name_contains", "searching by name is not available yet").into());
         }
@@ -152,7 +166,7 @@ impl ChatCore for CoreService {
         let caller = self.caller(request.metadata()).await?;
         let request = request.into_inner();
         let id = convert::session_id("session_id", &request.session_id)?;
-        let size = page::size(request.page_size)?;
+        let size = self.pages.size(request.page_size)?;
         let order =
             v1::PageOrder::try_from(request.order).map_err(|_| Failure::invalid("order", "must be a known order"))?;
         let parameters = [request.session_id.as_str(), &request.order.to_string(), &request.after_seq.to_string()];

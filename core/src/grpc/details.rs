@@ -4,16 +4,21 @@
 
 use std::{
     pin::Pin,
+    sync::LazyLock,
     task::{Context, Poll, ready},
+    time::Instant,
 };
 
 use bytes::Bytes;
 use chatbox_proto::{
+    FILE_DESCRIPTOR_SET,
     error_code::ErrorCode,
     status::{Failure, generic_reason},
 };
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
@@ -58,7 +63,8 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let count = Count { metrics: self.metrics.clone(), method: method(request.uri().path()) };
+        let count =
+            Count { metrics: self.metrics.clone(), method: method(request.uri().path()), started: Instant::now() };
         let answer = self.inner.call(request);
         Box::pin(async move {
             let (mut head, body) = answer.await?.into_parts();
@@ -73,12 +79,23 @@ where
 
 struct Count {
     metrics: Metrics,
-    method: &'static str,
+    method: Method,
+    started: Instant,
+}
+
+/// A method of the contract, or of a stranger.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Method {
+    name: &'static str,
+    streams: bool,
 }
 
 impl Count {
     fn status(&self, code: Code) {
-        self.metrics.grpc_request(self.method, class(code));
+        self.metrics.grpc_request(self.method.name, class(code));
+        if !self.method.streams {
+            self.metrics.grpc_took(self.method.name, self.started.elapsed());
+        }
     }
 }
 
@@ -87,21 +104,24 @@ fn class(code: Code) -> &'static str {
 }
 
 /// Only names of the contract become label values: a stranger's path must not.
-fn method(path: &str) -> &'static str {
-    static METHODS: std::sync::LazyLock<Vec<String>> = std::sync::LazyLock::new(|| {
-        use prost::Message as _;
-        let set = prost_types::FileDescriptorSet::decode(chatbox_proto::FILE_DESCRIPTOR_SET).unwrap_or_default();
-        let mut paths = Vec::new();
-        for file in &set.file {
-            for service in &file.service {
-                paths.extend(
-                    service.method.iter().map(|m| format!("/{}.{}/{}", file.package(), service.name(), m.name())),
-                );
-            }
+fn method(path: &str) -> Method {
+    static METHODS: LazyLock<Vec<(String, bool)>> = LazyLock::new(methods);
+    let known = METHODS.iter().find(|(known, _)| *known == path);
+    known.map_or(Method { name: "unknown", streams: false }, |(name, streams)| Method { name, streams: *streams })
+}
+
+fn methods() -> Vec<(String, bool)> {
+    let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap_or_default();
+    let mut methods = Vec::new();
+    for file in &set.file {
+        for service in &file.service {
+            methods.extend(service.method.iter().map(|method| {
+                let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                (path, method.client_streaming() || method.server_streaming())
+            }));
         }
-        paths
-    });
-    METHODS.iter().find(|known| *known == path).map_or("other", |known| known.as_str())
+    }
+    methods
 }
 
 /// Gives a failed status its details, unless it brought ours. Says what the status is.
@@ -205,7 +225,8 @@ mod tests {
 
     #[test]
     fn only_names_of_the_contract_become_labels() {
-        assert_eq!(method("/chatbox.v1.ChatCore/Chat"), "/chatbox.v1.ChatCore/Chat");
-        assert_eq!(method("/strangers/choice"), "other");
+        let chat = "/chatbox.v1.ChatCore/Chat";
+        assert_eq!(method(chat), Method { name: chat, streams: true });
+        assert_eq!(method("/strangers/choice"), Method { name: "unknown", streams: false });
     }
 }

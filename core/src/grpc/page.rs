@@ -5,15 +5,23 @@ use chatbox_proto::status::Failure;
 
 use crate::seal::TokenSealer;
 
-const DEFAULT_SIZE: u32 = 50;
-const MAX_SIZE: u32 = 1000;
+/// Sizes of a page.
+#[derive(Debug, Clone, Copy)]
+pub struct PageSizes {
+    /// When the client does not say.
+    pub default: u32,
+    /// At most.
+    pub max: u32,
+}
 
-/// The page size to use: 0 is the default, too many is the most there are.
-pub(super) fn size(requested: i32) -> Result<u32, Failure> {
-    match u32::try_from(requested) {
-        Ok(0) => Ok(DEFAULT_SIZE),
-        Ok(size) => Ok(size.min(MAX_SIZE)),
-        Err(_) => Err(Failure::invalid("page_size", "0 to 1000; 0 is the default of 50")),
+impl PageSizes {
+    /// The page size to use: 0 is the default, too many is the most there are.
+    pub(super) fn size(self, requested: i32) -> Result<u32, Failure> {
+        match u32::try_from(requested) {
+            Ok(0) => Ok(self.default),
+            Ok(size) => Ok(size.min(self.max)),
+            Err(_) => Err(Failure::invalid("page_size", "must not be negative; 0 is the default")),
+        }
     }
 }
 
@@ -48,10 +56,11 @@ mod tests {
 
     #[test]
     fn sizes_default_clamp_and_refuse() {
-        assert_eq!(size(0), Ok(50));
-        assert_eq!(size(7), Ok(7));
-        assert_eq!(size(1_000_000_000), Ok(1000));
-        assert_eq!(size(-1).unwrap_err().violations[0].0, "page_size");
+        let sizes = PageSizes { default: 50, max: 1000 };
+        assert_eq!(sizes.size(0), Ok(50));
+        assert_eq!(sizes.size(7), Ok(7));
+        assert_eq!(sizes.size(1_000_000_000), Ok(1000));
+        assert_eq!(sizes.size(-1).unwrap_err().violations[0].0, "page_size");
     }
 
     #[test]

@@ -8,12 +8,19 @@ use chatbox_proto::{
     v1::{admin::chat_admin_server::ChatAdminServer, core::chat_core_server::ChatCoreServer},
 };
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::{Server, ServerTlsConfig};
 use tonic_health::server::HealthReporter;
 
-use super::{admin::AdminService, auth::Authenticator, core::CoreService, details::DetailsLayer};
+use super::{
+    accept::connections,
+    admin::AdminService,
+    auth::Authenticator,
+    core::{CoreService, FrameLimits},
+    details::DetailsLayer,
+    limits::StreamsByUser,
+    page::PageSizes,
+};
 use crate::{
     llm::registry::Models,
     metrics::Metrics,
@@ -26,24 +33,32 @@ use crate::{
 const CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
 const STREAM_WINDOW: u32 = 1024 * 1024;
 
-/// Dead peers are noticed by pings: cloud balancers drop idle connections silently after a minute.
-const PING_INTERVAL: Duration = Duration::from_secs(60);
+/// A peer that does not answer a ping within this time is dead.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// Metadata holds one token of at most 8 KiB and little else.
-const MAX_HEADERS: u32 = 16 * 1024;
 
 /// Limits of the server; see the configuration for units and ranges.
 #[derive(Debug, Clone, Copy)]
 pub struct GrpcLimits {
+    /// Connections at once; above it the listener's backlog waits.
+    pub connections: usize,
     /// Streams per connection.
-    pub max_streams: u32,
+    pub streams: u32,
+    /// Streams per user.
+    pub user_streams: u32,
     /// Bytes of one message.
-    pub max_message: usize,
+    pub message_bytes: usize,
+    /// Bytes of all headers of a call.
+    pub header_bytes: u32,
+    /// Between two pings of an idle connection: cloud balancers drop those silently after a minute.
+    pub ping_interval: Duration,
     /// A unary call.
     pub call_timeout: Duration,
     /// Bounds of a subscriber's queue.
     pub queue: QueueLimits,
+    /// Limits of a `Chat` stream.
+    pub frames: FrameLimits,
+    /// Sizes of pages.
+    pub pages: PageSizes,
 }
 
 /// What the services need.
@@ -113,12 +128,16 @@ impl GrpcServer {
             authenticator: authenticator.clone(),
             sealer: Arc::new(ring.page_token_sealer()),
             queue: limits.queue,
+            limits: limits.frames,
+            pages: limits.pages,
+            streams: StreamsByUser::new(limits.user_streams),
             tasks,
             leaving,
             metrics: metrics.clone(),
         };
-        let core = ChatCoreServer::new(core).max_decoding_message_size(limits.max_message);
-        let admin = ChatAdminServer::new(AdminService { authenticator }).max_decoding_message_size(limits.max_message);
+        let core = ChatCoreServer::new(core).max_decoding_message_size(limits.message_bytes);
+        let admin =
+            ChatAdminServer::new(AdminService { authenticator }).max_decoding_message_size(limits.message_bytes);
         let health = tonic_health::pb::health_server::HealthServer::new(
             tonic_health::server::HealthService::from_health_reporter(health),
         );
@@ -127,11 +146,10 @@ impl GrpcServer {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_adaptive_window(Some(false))
-            .http2_keepalive_interval(Some(PING_INTERVAL))
+            .http2_keepalive_interval(Some(limits.ping_interval))
             .http2_keepalive_timeout(Some(PING_TIMEOUT))
-            .http2_max_header_list_size(Some(MAX_HEADERS))
-            .max_concurrent_streams(limits.max_streams)
-            .tcp_nodelay(true);
+            .http2_max_header_list_size(Some(limits.header_bytes))
+            .max_concurrent_streams(limits.streams);
         if let Some(tls) = tls {
             server = server.tls_config(tls)?;
         }
@@ -144,6 +162,7 @@ impl GrpcServer {
         };
         let v1 = reflection().build_v1()?;
         let v1alpha = reflection().build_v1alpha()?;
+        let incoming = connections(listener, limits.connections, metrics.connections.clone());
         server
             .layer(DetailsLayer { metrics })
             .add_service(core)
@@ -151,7 +170,7 @@ impl GrpcServer {
             .add_service(health)
             .add_service(v1)
             .add_service(v1alpha)
-            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned())
+            .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
             .await?;
         Ok(())
     }

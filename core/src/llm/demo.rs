@@ -134,8 +134,11 @@ fn chunks(answer: &str, prompt_tokens: u64, max_output_tokens: u32) -> Vec<Chunk
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::llm::PromptMessage;
+    use crate::llm::guard::{Guard, GuardLimits};
+    use crate::llm::{PromptMessage, conformance};
 
     fn prompt(question: &str, max_output_tokens: u32) -> Prompt {
         Prompt {
@@ -177,6 +180,16 @@ mod tests {
         assert!(text.ends_with(&format!("{END}\n")));
         assert!(chunks.len() > 400, "word by word");
         assert!(ask("longer, belong", 4000).await.0.len() < 1000, "the word alone counts");
+    }
+
+    #[tokio::test]
+    async fn it_keeps_the_contract_of_providers_also_behind_the_guard() {
+        let demo = Demo::new(Duration::ZERO);
+        let bare = conformance::read(&demo).await;
+        assert_eq!((bare.0.last(), &bare.1), (Some(&Chunk::Finished(FinishReason::Stop)), &None));
+        let guarded = Guard::new(Arc::new(demo), GuardLimits::default());
+        assert_eq!(conformance::read(&guarded).await, bare);
+        assert!(guarded.is_demo());
     }
 
     #[tokio::test]

@@ -17,6 +17,9 @@ mod conformance;
 #[cfg(test)]
 mod scripted;
 
+pub use registry::{Model, ModelInfo, Models, ModelsError};
+pub use tokens::{estimate_message_tokens, estimate_tokens};
+
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 

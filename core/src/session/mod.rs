@@ -14,6 +14,8 @@ mod reply;
 mod room;
 mod sessions;
 mod subscriber;
+#[cfg(test)]
+mod tests;
 
 pub use self::{
     directory::{Directory, Parts, Phase, SessionLimits},

@@ -329,10 +329,10 @@ mod tests {
     }
 
     fn text_of(bytes: &Bytes) -> (u32, u32, String) {
-        match ChatResponse::decode(bytes.clone()).unwrap().event.unwrap() {
-            Event::ReplyDelta(delta) => (delta.offset, delta.next_offset, delta.text),
-            other => panic!("not a delta: {other:?}"),
-        }
+        let Some(Event::ReplyDelta(delta)) = ChatResponse::decode(bytes.clone()).unwrap().event else {
+            panic!("not a delta");
+        };
+        (delta.offset, delta.next_offset, delta.text)
     }
 
     #[tokio::test]

@@ -6,7 +6,6 @@
 #[cfg(test)]
 mod conformance;
 pub mod error;
-pub mod open;
 pub mod sqlite;
 
 use async_trait::async_trait;

@@ -16,6 +16,7 @@ use crate::llm::http::{SetupError, client, endpoint, refusal, transport_error};
 use crate::llm::sse::{DEFAULT_MAX_EVENT_BYTES, SseDecoder};
 use crate::llm::{Chunk, ChunkStream, Prompt, Provider, ProviderError};
 
+const PATH: &str = "chat/completions";
 /// The text is complete but `[DONE]` has not come: usage may still follow. Some servers never close.
 const DEFAULT_TAIL_WAIT: Duration = Duration::from_secs(5);
 /// After `[DONE]`, the end of the body is awaited this long, so that the connection can serve the next request.
@@ -65,6 +66,18 @@ impl OpenAiSettings {
     }
 }
 
+impl OpenAiSettings {
+    /// Checks everything that can be wrong with the settings themselves.
+    ///
+    /// # Errors
+    /// What [`SetupError`] says.
+    pub fn check(&self) -> Result<(), SetupError> {
+        endpoint(&self.base_url, PATH, self.allow_http)?;
+        request_headers(self)?;
+        Ok(())
+    }
+}
+
 impl std::fmt::Debug for OpenAiSettings {
     /// Without the key and the values of headers.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -91,7 +104,7 @@ impl OpenAi {
     /// # Errors
     /// What [`SetupError`] says.
     pub fn new(settings: &OpenAiSettings) -> Result<Self, SetupError> {
-        let url = endpoint(&settings.base_url, "chat/completions", settings.allow_http)?;
+        let url = endpoint(&settings.base_url, PATH, settings.allow_http)?;
         Ok(Self {
             client: client(&url, settings.connect_timeout)?,
             headers: request_headers(settings)?,

@@ -42,9 +42,6 @@ const FUTURE_POSITION: Duration = Duration::from_secs(2);
 /// `typing` lapses unless refreshed.
 const TYPING_LAPSES: Duration = Duration::from_secs(10);
 
-/// Clients of a server that leaves come back spread over this time.
-const AWAY_JITTER_MS: u64 = 1000;
-
 /// Names a subscriber within its room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SubscriberId(u64);
@@ -148,9 +145,9 @@ impl Subscribers {
     }
 
     /// Tells everybody that the server is leaving, and ends their streams.
-    pub(super) fn send_away(&mut self) {
+    pub(super) fn send_away(&mut self, jitter: Duration) {
         for subscriber in self.attached.drain(..) {
-            let delay = Duration::from_millis(rand::random_range(0..AWAY_JITTER_MS));
+            let delay = jitter.mul_f64(rand::random());
             let code = chatbox_proto::error_code::close::GOING_AWAY;
             subscriber.queue.push(event::going_away("SHUTTING_DOWN", delay, code));
             subscriber.queue.close(Closed::Failed(shutting_down()));

@@ -321,7 +321,7 @@ impl Room {
     fn phase_changed(&mut self, gone: bool) {
         let phase = if gone { Phase::Cutting } else { *self.phase.borrow_and_update() };
         if phase != Phase::Serving {
-            self.subscribers.send_away();
+            self.subscribers.send_away(self.shared.limits.away_jitter);
             self.empty_since.get_or_insert_with(Instant::now);
         }
         if phase == Phase::Cutting

@@ -1,0 +1,140 @@
+//! The settings of core. Every one has a default, a unit and a range, stated where it is declared; `check` enforces the
+//! ranges and what settings demand of each other, and turns nothing on: it is pure, so that a mistake is reported before
+//! anything is opened.
+//!
+//! Every setting is also a variable: see [`chatbox_proto::settings`]. Those of core begin with `CHATBOX_CORE_`.
+
+mod check;
+mod generation;
+mod server;
+mod session;
+mod storage;
+
+use std::{collections::BTreeMap, io, net::SocketAddr, path::Path};
+
+use chatbox_proto::{
+    settings::{self, Mistakes, Profile, Vars},
+    token::{Secret, TokenConfig},
+};
+use serde::{Deserialize, Serialize};
+
+pub use generation::{ModelConfig, OutputLimit, ProviderConfig, ProviderKind};
+pub use server::{DrainConfig, LimitsConfig, LogConfig, LogFormat, TlsConfig};
+pub use session::SessionConfig;
+pub use storage::{KeyConfig, KeysConfig, StoreConfig, StoreTarget};
+
+/// The role in the names of variables: `CHATBOX_CORE_…`.
+pub const ROLE: &str = "CORE";
+
+/// Everything that can be set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// `dev` or `production`; production refuses what is only good enough for a laptop. Default `production`.
+    pub profile: Profile,
+    /// Where gRPC is served. Default `127.0.0.1:50051`.
+    pub listen: SocketAddr,
+    /// Where `/metrics` is served; empty: nowhere. Default `127.0.0.1:9465`.
+    pub metrics_listen: String,
+    /// Id of the model of sessions that did not choose. Must be one of `models`; in the `dev` profile without models it is
+    /// the demo model. Default empty, which is a mistake otherwise.
+    pub default_model: String,
+    /// TLS on the gRPC listener.
+    pub tls: TlsConfig,
+    /// Where sessions are kept.
+    pub store: StoreConfig,
+    /// The keys that what is stored is sealed with.
+    pub keys: KeysConfig,
+    /// How tokens are verified.
+    pub token: TokenConfig,
+    /// Who generates text, by name: tables like `[providers.openai]`. `openai` and `demo` are always there.
+    #[serde(deserialize_with = "generation::with_built_in")]
+    pub providers: BTreeMap<String, ProviderConfig>,
+    /// The models that may be chosen, in this order. Default none; in the `dev` profile the demo model then.
+    pub models: Vec<ModelConfig>,
+    /// Sessions and their streams.
+    pub session: SessionConfig,
+    /// What one client may do, and all together.
+    pub limits: LimitsConfig,
+    /// How the process leaves.
+    pub drain: DrainConfig,
+    /// What is logged.
+    pub log: LogConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            profile: Profile::default(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 50_051)),
+            metrics_listen: "127.0.0.1:9465".to_owned(),
+            default_model: String::new(),
+            tls: TlsConfig::default(),
+            store: StoreConfig::default(),
+            keys: KeysConfig::default(),
+            token: TokenConfig::default(),
+            providers: generation::built_in(),
+            models: Vec::new(),
+            session: SessionConfig::default(),
+            limits: LimitsConfig::default(),
+            drain: DrainConfig::default(),
+            log: LogConfig::default(),
+        }
+    }
+}
+
+/// Reads a file that a setting names. `main` passes `std::fs::read_to_string`.
+pub type ReadFile<'a> = &'a dyn Fn(&Path) -> io::Result<String>;
+
+impl Config {
+    /// Defaults, laid over by the TOML text, laid over by the variables; then the secrets that are in files.
+    ///
+    /// # Errors
+    /// Everything that is wrong, at once, one line each; none shows a value that could be a secret.
+    pub fn load(file: Option<&str>, vars: &Vars, read_file: ReadFile<'_>) -> Result<Self, Mistakes> {
+        let mut config: Self = settings::load(file, ROLE, vars)?;
+        config.complete();
+        let mut mistakes = config.read_secrets(read_file);
+        mistakes.extend(config.check());
+        Mistakes(mistakes).into_result()?;
+        Ok(config)
+    }
+
+    /// On a laptop nothing has to be configured to see an answer.
+    fn complete(&mut self) {
+        if !self.profile.is_production() && self.models.is_empty() {
+            self.models.push(ModelConfig::demo());
+            if self.default_model.is_empty() {
+                self.default_model.clone_from(&self.models[0].id);
+            }
+        }
+    }
+
+    fn read_secrets(&mut self, read_file: ReadFile<'_>) -> Vec<String> {
+        let mut mistakes = Vec::new();
+        let mut read = |name: String, secret: &mut Secret, file: &str| {
+            if file.is_empty() {
+                return;
+            }
+            if !secret.is_empty() {
+                mistakes.push(format!("{name}, {name}_file: set only one of them"));
+                return;
+            }
+            match read_file(Path::new(file)) {
+                // Editors end a file with a line feed; no secret does.
+                Ok(text) => *secret = Secret::new(text.trim_end_matches(['\r', '\n'])),
+                Err(error) => mistakes.push(format!("{name}_file: cannot be read: {}", error.kind())),
+            }
+        };
+        for (index, key) in self.keys.ring.iter_mut().enumerate() {
+            read(format!("keys.ring[{index}].key"), &mut key.key, &key.key_file);
+        }
+        for (name, provider) in &mut self.providers {
+            read(format!("providers.{name}.api_key"), &mut provider.api_key, &provider.api_key_file);
+        }
+        mistakes
+    }
+}
+
+#[cfg(test)]
+mod tests;

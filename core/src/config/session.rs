@@ -1,0 +1,58 @@
+//! Sessions and their streams.
+
+use std::time::Duration;
+
+use chatbox_proto::settings::{self, ByteSize};
+use serde::{Deserialize, Serialize};
+
+/// Sessions and their streams.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SessionConfig {
+    /// Active sessions of one user: 1 to 100. Default 1.
+    pub active_per_user: u32,
+    /// Length of a message in UTF-8: 1 KiB to 256 KiB, and less than `limits.frame_bytes`. Default 32 KiB.
+    pub message_bytes: ByteSize,
+    /// Events that may wait for one subscriber: 16 to 65,536. Above it the stream is closed and the client resumes. Default 256.
+    pub queue_events: usize,
+    /// Bytes that may wait for one subscriber: 64 KiB to 64 MiB. Default 1 MiB.
+    pub queue_bytes: ByteSize,
+    /// Entries that a resuming client is given before it must page: 1 to 100,000. Default 1,000.
+    pub replay_entries: u64,
+    /// Entries of a page when the client does not say: 1 to 1,000. Default 50.
+    pub page_size: u32,
+    /// Entries of a page at most: `page_size` to 1,000. Default 1,000.
+    pub max_page_size: u32,
+    /// Messages that may wait for a reply: 1 to 100. Default 8.
+    pub unanswered: usize,
+    /// How often an append that lost a race is decided again: 1 to 100. Default 8.
+    pub append_rounds: u32,
+    /// Between two heartbeats of a stream: 100 ms to 5 min. Default 15 s.
+    #[serde(with = "settings::duration")]
+    pub heartbeat: Duration,
+    /// A reply's row is renewed and its text saved this often while it makes progress: 50 ms to 10 s. Default 500 ms.
+    #[serde(with = "settings::duration")]
+    pub checkpoint: Duration,
+    /// How long before its expiry a token is announced to expire: 0 s to 1 h. Default 60 s.
+    #[serde(with = "settings::duration")]
+    pub expiry_warning: Duration,
+}
+
+impl Default for SessionConfig {
+    fn default() -> Self {
+        Self {
+            active_per_user: 1,
+            message_bytes: ByteSize::kib(32),
+            queue_events: 256,
+            queue_bytes: ByteSize::mib(1),
+            replay_entries: 1_000,
+            page_size: 50,
+            max_page_size: 1_000,
+            unanswered: 8,
+            append_rounds: 8,
+            heartbeat: Duration::from_secs(15),
+            checkpoint: Duration::from_millis(500),
+            expiry_warning: Duration::from_secs(60),
+        }
+    }
+}

@@ -1,0 +1,278 @@
+use serde_json::Value;
+
+use super::*;
+
+/// 32 bytes that look random.
+const KEY: &str = "4wcBM6yXDs0mC8hXGzJqYk1rT5nVfLpZ2aQeUoIiRbE=";
+const OTHER_KEY: &str = "zHq7mTt0Yv3sB1nWc5LxKd9RfGjPuQeAoIi2kMh8VNw=";
+const SECRET: &str = "9pYb3mQx7LrT2vWc8KdF5hJnZsGa4EuM";
+
+fn good() -> String {
+    format!(
+        "default_model = \"gpt\"\n\
+         [token]\nsecret = \"{SECRET}\"\n\
+         [[keys.ring]]\nid = \"k1\"\nkey = \"{KEY}\"\n\
+         [providers.openai]\napi_key = \"sk-7LrT2vWc8KdF5hJn\"\n\
+         [[models]]\nid = \"gpt\"\nupstream_model = \"gpt-x\"\n"
+    )
+}
+
+fn vars(list: &[(&str, &str)]) -> Vars {
+    list.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+fn no_files(_: &Path) -> io::Result<String> {
+    Err(io::ErrorKind::NotFound.into())
+}
+
+fn load(file: &str, list: &[(&str, &str)]) -> Result<Config, Vec<String>> {
+    Config::load(Some(file), &vars(list), &no_files).map_err(|mistakes| mistakes.0)
+}
+
+#[test]
+fn production_needs_keys_a_token_secret_and_a_model_and_nothing_else() {
+    let config = load(&good(), &[]).expect("good");
+    assert_eq!(config.build_models().expect("models").default_model().info.upstream_model, "gpt-x");
+    let mistakes = load("", &[]).expect_err("nothing is set");
+    for name in ["keys.ring: ", "token.secret: ", "models: ", "default_model: "] {
+        assert!(mistakes.iter().any(|mistake| mistake.starts_with(name)), "{name} in {mistakes:?}");
+    }
+    assert_eq!(mistakes.len(), 4, "{mistakes:?}");
+}
+
+#[test]
+fn in_the_dev_profile_the_demo_model_is_there_without_being_asked_for() {
+    let ring = format!("[{{id = \"dev\", key = \"{KEY}\"}}]");
+    let list = [("CHATBOX_PROFILE", "dev"), ("CHATBOX_TOKEN_SECRET", SECRET), ("CHATBOX_CORE_KEYS_RING", &ring)];
+    let config = load("", &list).expect("variables are enough");
+    assert_eq!(config.keys.primary_id(), Some("dev"));
+    let models = config.build_models().expect("models");
+    assert!(models.is_demo_only() && models.default_model().info.id == "demo");
+}
+
+#[test]
+fn variables_alone_set_up_a_real_model() {
+    let ring = format!("[{{id = \"k1\", key = \"{KEY}\"}}]");
+    let config = load(
+        "",
+        &[
+            ("CHATBOX_TOKEN_SECRET", SECRET),
+            ("CHATBOX_KEYS_RING", &ring),
+            ("CHATBOX_PROVIDERS_OPENAI_BASE_URL", "http://127.0.0.1:11434/v1"),
+            ("CHATBOX_PROVIDERS_DEMO_WORD_DELAY", "0s"),
+            ("CHATBOX_MODELS", "[{id = \"llama\", context_tokens = 4096}]"),
+            ("CHATBOX_DEFAULT_MODEL", "llama"),
+        ],
+    )
+    .expect("variables are enough");
+    let models = config.build_models().expect("models");
+    let info = &models.default_model().info;
+    assert_eq!((info.provider.as_str(), info.upstream_model.as_str(), info.context_tokens), ("openai", "llama", 4096));
+    assert_eq!(config.providers["demo"].kind, ProviderKind::Demo);
+}
+
+#[test]
+fn every_bad_value_is_named() {
+    for (name, value) in [
+        ("PROFILE", "test"),
+        ("LISTEN", "50051"),
+        ("METRICS_LISTEN", "localhost"),
+        ("METRICS_LISTEN", "127.0.0.1:50051"),
+        ("DEFAULT_MODEL", "nope"),
+        ("TLS_CERT_FILE", "cert.pem"),
+        ("TLS_CLIENT_CA_FILE", "ca.pem"),
+        ("STORE_URL", "postgres://db.test/x"),
+        ("STORE_URL", "sqlite:"),
+        ("STORE_MAX_SIZE", "1KiB"),
+        ("STORE_CALL_TIMEOUT", "0s"),
+        ("KEYS_PRIMARY", "k2"),
+        ("KEYS_RING_0_ID", "No Such"),
+        ("KEYS_RING_0_KEY", "c2hvcnQ="),
+        ("KEYS_RING_0_KEY", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
+        ("KEYS_RING_0_KEY_FILE", "k1.key"),
+        ("TOKEN_SECRET", "short"),
+        ("TOKEN_SECRET", "PLACEHOLDER-PLACEHOLDER-PLACEHOLDER"),
+        ("TOKEN_LEEWAY", "1h"),
+        ("PROVIDERS_OPENAI_KIND", "dify"),
+        ("PROVIDERS_OPENAI_BASE_URL", "http://llm.test/v1"),
+        ("PROVIDERS_OPENAI_BASE_URL", "https://u:p@llm.test/v1"),
+        ("PROVIDERS_OPENAI_API_KEY", "PLACEHOLDER"),
+        ("PROVIDERS_OPENAI_API_KEY_FILE", "no.key"),
+        ("PROVIDERS_OPENAI_OUTPUT_LIMIT", "tokens"),
+        ("PROVIDERS_OPENAI_FIRST_BYTE_TIMEOUT", "0s"),
+        ("PROVIDERS_OPENAI_TOTAL_TIMEOUT", "soon"),
+        ("PROVIDERS_OPENAI_RETRIES", "6"),
+        ("PROVIDERS_OPENAI_RETRIES", "-1"),
+        ("PROVIDERS_OPENAI_EVENT_BYTES", "1B"),
+        ("PROVIDERS_DEMO_WORD_DELAY", "1h"),
+        ("MODELS_0_ID", "two words"),
+        ("MODELS_0_PROVIDER", "nobody"),
+        ("MODELS_0_CONTEXT_TOKENS", "0"),
+        ("MODELS_0_MAX_OUTPUT_TOKENS", "8192"),
+        ("SESSION_ACTIVE_PER_USER", "0"),
+        ("SESSION_MESSAGE_BYTES", "64KiB"),
+        ("SESSION_MESSAGE_BYTES", "10MB"),
+        ("SESSION_QUEUE_EVENTS", "0"),
+        ("SESSION_PAGE_SIZE", "0"),
+        ("SESSION_MAX_PAGE_SIZE", "49"),
+        ("SESSION_HEARTBEAT", "0s"),
+        ("LIMITS_STREAMS_PER_CONNECTION", "100"),
+        ("LIMITS_CONNECTIONS", "0"),
+        ("LIMITS_REQUEST_BYTES", "1GiB"),
+        ("LIMITS_HEADER_BYTES", "1KiB"),
+        ("DRAIN_DEADLINE", "20s"),
+        ("DRAIN_GRACE", "1h"),
+        ("LOG_FORMAT", "xml"),
+        ("LOG_FILTER", "=,="),
+        ("MISSPELT", "1"),
+    ] {
+        let name_of_variable = format!("CHATBOX_CORE_{name}");
+        let mistakes = load(&good(), &[(&name_of_variable, value)]).expect_err(name);
+        let named = mistakes.iter().any(|mistake| {
+            mistake.to_lowercase().replace(['.', '['], "_").replace(']', "").contains(&name.to_lowercase())
+        });
+        assert!(named, "{name}={value}: {mistakes:?}");
+        // Another id or default breaks what refers to it, too.
+        let expected =
+            if matches!(name, "KEYS_RING_0_KEY_FILE" | "MODELS_0_ID" | "MODELS_0_CONTEXT_TOKENS") { 2 } else { 1 };
+        assert!(mistakes.len() <= expected, "{name}={value}: {mistakes:?}");
+        assert!(!mistakes.join("").contains(SECRET) && !mistakes.join("").contains(KEY));
+    }
+}
+
+#[test]
+fn all_mistakes_are_reported_at_once() {
+    let list = [
+        ("CHATBOX_SESSION_HEARTBEAT", "0s"),
+        ("CHATBOX_LIMITS_CONNECTIONS", "0"),
+        ("CHATBOX_STORE_URL", "x"),
+        ("CHATBOX_DEFAULT_MODEL", "nope"),
+        ("CHATBOX_LOG_FILTER", "=,="),
+    ];
+    assert_eq!(load(&good(), &list).expect_err("five").len(), 5);
+}
+
+#[test]
+fn production_refuses_what_is_only_good_enough_for_a_laptop() {
+    let demo = "default_model = \"demo\"\n[[models]]\nid = \"demo\"\nprovider = \"demo\"\n";
+    let rest = good().split_once('\n').expect("lines").1.split("[[models]]").next().expect("part").to_owned();
+    let file =
+        format!("{}{rest}[[models]]{}", "default_model = \"demo\"\n", demo.split("[[models]]").nth(1).expect("part"));
+    let mistakes = load(&file, &[]).expect_err("demo");
+    assert_eq!(mistakes, ["default_model: must not be a demo model in the production profile"]);
+    assert!(load(&file, &[("CHATBOX_PROFILE", "dev")]).is_ok());
+
+    let open = [("CHATBOX_CORE_LISTEN", "0.0.0.0:50051")];
+    assert!(load(&good(), &open).expect_err("no TLS")[0].starts_with("tls.cert_file: "));
+    let tls = [open[0], ("CHATBOX_CORE_TLS_CERT_FILE", "c.pem"), ("CHATBOX_CORE_TLS_KEY_FILE", "k.pem")];
+    assert!(load(&good(), &tls).is_ok());
+
+    let weak = [("CHATBOX_TOKEN_SECRET", "changeme-changeme-changeme-changeme"), ("CHATBOX_PROFILE", "dev")];
+    assert!(load(&good(), &weak).is_ok());
+    assert!(load(&good(), &weak[..1]).is_err());
+}
+
+#[test]
+fn secrets_come_from_files_too_and_lose_only_their_line_end() {
+    let file =
+        good().replace(&format!("key = \"{KEY}\""), "key_file = \"/run/k1\"").replace("api_key =", "api_key_file =");
+    let read = |path: &Path| match path.to_str() {
+        Some("/run/k1") => Ok(format!("{KEY}\n")),
+        Some("sk-7LrT2vWc8KdF5hJn") => Ok("sk-from-file-4EuM8Kd\r\n".to_owned()),
+        _ => Err(io::ErrorKind::NotFound.into()),
+    };
+    let config = Config::load(Some(&file), &Vars::new(), &read).expect("files");
+    assert_eq!(config.keys.pairs().collect::<Vec<_>>(), [("k1", KEY)]);
+    assert_eq!(config.providers["openai"].api_key.expose(), "sk-from-file-4EuM8Kd");
+    let mistakes = Config::load(Some(&file), &Vars::new(), &no_files).expect_err("no files").0;
+    assert!(
+        mistakes.iter().any(|mistake| mistake == "keys.ring[0].key_file: cannot be read: entity not found"),
+        "{mistakes:?}"
+    );
+}
+
+#[test]
+fn of_several_keys_one_is_named() {
+    let two = format!("{}[[keys.ring]]\nid = \"k2\"\nkey = \"{OTHER_KEY}\"\n", good());
+    assert_eq!(load(&two, &[]).expect_err("which?"), ["keys.primary: must name one of several keys"]);
+    assert_eq!(load(&two, &[("CHATBOX_KEYS_PRIMARY", "k2")]).expect("named").keys.primary_id(), Some("k2"));
+    let twice = two.replace("k2", "k1");
+    let mistakes = load(&twice, &[("CHATBOX_KEYS_PRIMARY", "k1")]).expect_err("twice");
+    assert_eq!(mistakes, ["keys.ring[1].id: \"k1\" is there twice"]);
+}
+
+#[test]
+fn printed_values_hide_every_secret_and_can_be_read() {
+    let file =
+        good() + "[providers.gateway]\nbase_url = \"https://llm.test/v1\"\nheaders = { \"x-key\" = \"MARKER\" }\n";
+    let config = load(&file, &[]).expect("good");
+    let text = settings::print(&config);
+    for secret in [SECRET, KEY, "7LrT2vWc8KdF5hJn", "MARKER"] {
+        assert!(!text.contains(secret) && !format!("{config:?}").contains(secret), "{text}");
+    }
+    assert!(text.contains("message_bytes = \"32KiB\"") && text.contains("heartbeat = \"15s\""), "{text}");
+    let read: Config = settings::load(Some(&text), ROLE, &Vars::new()).expect("readable");
+    assert_eq!(read.session, config.session);
+}
+
+/// Every setting that is not a table, with its path.
+fn leaves(value: &Value, path: &mut Vec<String>, found: &mut Vec<(Vec<String>, Value)>) {
+    match value {
+        Value::Object(members) if !members.is_empty() => {
+            for (name, member) in members {
+                path.push(name.clone());
+                leaves(member, path, found);
+                path.pop();
+            }
+        }
+        Value::Array(elements) if elements.iter().any(Value::is_object) => {
+            for (index, element) in elements.iter().enumerate() {
+                path.push(index.to_string());
+                leaves(element, path, found);
+                path.pop();
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) | Value::Object(_) => {
+            found.push((path.clone(), value.clone()));
+        }
+    }
+}
+
+#[test]
+fn every_setting_is_reachable_by_its_variable() {
+    // Secrets show only whether they are set, so here they are not.
+    let file = "[[keys.ring]]\nid = \"k1\"\n[[models]]\nid = \"gpt\"\n";
+    let shape = |list: &[(&str, &str)]| {
+        let config: Result<Config, _> = settings::load(Some(file), ROLE, &vars(list));
+        config.ok().map(|config| serde_json::to_value(config).expect("JSON"))
+    };
+    let mut found = Vec::new();
+    leaves(&shape(&[]).expect("good"), &mut Vec::new(), &mut found);
+    assert!(found.len() > 80, "{}", found.len());
+    // Headers have no names until a file gives them some.
+    found.retain(|(path, _)| path.last().is_none_or(|name| name != "headers"));
+    for (path, value) in found {
+        let name = format!("CHATBOX_CORE_{}", path.join("_").to_uppercase());
+        let pointer = format!("/{}", path.join("/"));
+        let candidates = [
+            "true",
+            "false",
+            "7",
+            "7s",
+            "7KiB",
+            "127.0.0.1:7",
+            "json",
+            "dev",
+            "RS256",
+            "demo",
+            "openai",
+            "max_tokens",
+            "word",
+        ];
+        let changed = candidates.iter().any(|candidate| {
+            shape(&[(&name, candidate)]).is_some_and(|config| config.pointer(&pointer).is_some_and(|now| *now != value))
+        });
+        // The kind of the demo provider is fixed; that it is no other setting is all that can be shown.
+        assert!(changed || path == ["providers", "demo", "kind"], "{name} changes nothing");
+    }
+}

@@ -1,0 +1,298 @@
+//! A directory on a store of its own, a provider led by the test, and clients that read their queues.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use chatbox_proto::{
+    ids::{MessageId, SessionId},
+    status::Failure,
+    v1::{self, ChatResponse, chat_response::Event},
+};
+use futures_util::StreamExt as _;
+use prost::Message as _;
+use tokio::sync::{Mutex, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::{
+    domain::entry::{Message, Sender, SenderRole},
+    llm::{
+        Chunk, ChunkStream, Prompt, Provider, ProviderError,
+        registry::{Model, ModelInfo, Models},
+    },
+    metrics::Metrics,
+    seal::{KeyRing, self_test},
+    session::{Attach, Directory, Frame, OpenSession, Parts, Queue, QueueLimits, QueueStream, SessionLimits, Sessions},
+    store::{
+        SessionStore,
+        sqlite::{SqliteOptions, SqliteStore},
+    },
+};
+
+/// Nothing here takes longer, unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a provider is asked, and the way to answer.
+pub(super) struct Turn {
+    pub(super) prompt: Prompt,
+    pub(super) chunks: mpsc::Sender<Result<Chunk, ProviderError>>,
+}
+
+impl Turn {
+    pub(super) async fn say(&self, text: &str) {
+        self.chunks.send(Ok(Chunk::Text(text.into()))).await.unwrap();
+    }
+
+    pub(super) async fn finish(self) {
+        self.chunks.send(Ok(Chunk::Finished(crate::domain::entry::FinishReason::Stop))).await.unwrap();
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Led {
+    turns: mpsc::Sender<Turn>,
+    panics: bool,
+}
+
+impl std::fmt::Debug for Turn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Turn").finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Provider for Led {
+    async fn generate(&self, prompt: Prompt) -> Result<ChunkStream, ProviderError> {
+        assert!(!self.panics, "this provider panics");
+        let (chunks, stream) = mpsc::channel(16);
+        self.turns.send(Turn { prompt, chunks }).await.map_err(|_| ProviderError::Truncated)?;
+        Ok(ReceiverStream::new(stream).boxed())
+    }
+}
+
+/// One core without its network.
+pub(super) struct Core {
+    pub(super) sessions: Sessions,
+    pub(super) directory: Directory,
+    pub(super) store: Arc<dyn SessionStore>,
+    pub(super) turns: Mutex<mpsc::Receiver<Turn>>,
+    key: String,
+    folder: Arc<tempfile::TempDir>,
+}
+
+impl Core {
+    pub(super) async fn start() -> Self {
+        let folder = Arc::new(tempfile::tempdir().unwrap());
+        let store = SqliteStore::open_in(folder.path(), &SqliteOptions::default()).unwrap();
+        Self::with(Arc::new(store), KeyRing::generate_key(), folder).await
+    }
+
+    pub(super) async fn start_with(decorate: impl FnOnce(Arc<dyn SessionStore>) -> Arc<dyn SessionStore>) -> Self {
+        let folder = Arc::new(tempfile::tempdir().unwrap());
+        let store = SqliteStore::open_in(folder.path(), &SqliteOptions::default()).unwrap();
+        Self::with(decorate(Arc::new(store)), KeyRing::generate_key(), folder).await
+    }
+
+    async fn with(store: Arc<dyn SessionStore>, key: String, folder: Arc<tempfile::TempDir>) -> Self {
+        let ring = Arc::new(KeyRing::from_config("k1", [("k1", key.as_str())]).unwrap());
+        let secret = self_test(&ring, &*store).await.unwrap();
+        let (sender, turns) = mpsc::channel(64);
+        let model = |id: &str, panics| Model {
+            info: ModelInfo {
+                id: id.into(),
+                name: id.into(),
+                provider: "led".into(),
+                upstream_model: id.into(),
+                context_tokens: 4096,
+                max_output_tokens: 1024,
+                system_prompt: None,
+            },
+            provider: Arc::new(Led { turns: sender.clone(), panics }),
+        };
+        let directory = Directory::new(Parts {
+            store: store.clone(),
+            models: Models::new(vec![model("led", false), model("panics", true)], "led").unwrap(),
+            ring,
+            secret,
+            limits: limits(),
+            metrics: Metrics::default(),
+        });
+        let sessions = Sessions::new(directory.clone());
+        Self { sessions, directory, store, turns: Mutex::new(turns), key, folder }
+    }
+
+    /// As after `kill -9`: nothing is finished, the store is opened anew.
+    pub(super) async fn crash(self) -> Self {
+        let Self { sessions, directory, store, turns, key, folder } = self;
+        store.close().await;
+        // Rooms of the dead core can write no more; they end when nobody waits for them.
+        directory.cut();
+        drop((sessions, turns, store));
+        drop(directory);
+        let store = SqliteStore::open_in(folder.path(), &SqliteOptions::default()).unwrap();
+        Self::with(Arc::new(store), key, folder).await
+    }
+
+    pub(super) async fn turn(&self) -> Turn {
+        patiently("a turn", async { self.turns.lock().await.recv().await.unwrap() }).await
+    }
+
+    pub(super) async fn open(&self, user: &str) -> Client {
+        self.resume(user, None, None, None).await.unwrap()
+    }
+
+    pub(super) async fn resume(
+        &self,
+        user: &str,
+        session: Option<SessionId>,
+        after_seq: Option<u64>,
+        reply: Option<(MessageId, u32)>,
+    ) -> Result<Client, Failure> {
+        self.attach(user, session, after_seq, reply, "").await
+    }
+
+    pub(super) async fn attach(
+        &self,
+        user: &str,
+        session: Option<SessionId>,
+        after_seq: Option<u64>,
+        reply: Option<(MessageId, u32)>,
+        model: &str,
+    ) -> Result<Client, Failure> {
+        let queue = Queue::new(limits().queue);
+        let events = QueueStream::new(queue.clone());
+        let sender = sender(user);
+        let open = patiently(
+            "open",
+            self.sessions.attach(&sender, session, model, |created, done| Attach {
+                queue: queue.clone(),
+                sender: sender.clone(),
+                after_seq,
+                reply,
+                request_id: String::new(),
+                created,
+                done,
+            }),
+        )
+        .await?;
+        Ok(Client { open, events, sender })
+    }
+
+    /// Leaves in order: what runs is cut, everything is waited for.
+    pub(super) async fn stop(&self) {
+        self.directory.start_draining();
+        self.directory.cut();
+        patiently("the drain", self.directory.drained()).await;
+        self.store.close().await;
+    }
+
+    pub(super) async fn history(&self, user: &str, id: SessionId) -> Vec<v1::Message> {
+        self.sessions.messages_before(user, id, None, 0, 1000).await.unwrap().messages
+    }
+}
+
+pub(super) fn limits() -> SessionLimits {
+    SessionLimits {
+        max_active: 1,
+        queue: QueueLimits { events: 256, bytes: 1024 * 1024 },
+        replay: 20,
+        max_unanswered: 8,
+        append_rounds: 8,
+        heartbeat: Duration::from_secs(15),
+        checkpoint: Duration::from_millis(10),
+        store_call: Duration::from_secs(5),
+        away_jitter: Duration::from_millis(100),
+    }
+}
+
+pub(super) fn sender(user: &str) -> Sender {
+    Sender { role: SenderRole::User, user_id: user.into(), display_name: String::new() }
+}
+
+/// One attached stream.
+pub(super) struct Client {
+    pub(super) open: OpenSession,
+    pub(super) events: QueueStream,
+    pub(super) sender: Sender,
+}
+
+impl Client {
+    pub(super) async fn event(&mut self) -> Event {
+        let next = patiently("an event", self.events.next()).await;
+        ChatResponse::decode(next.expect("the stream goes on").unwrap()).unwrap().event.unwrap()
+    }
+
+    /// The next event that `pick` takes.
+    pub(super) async fn until<T>(&mut self, mut pick: impl FnMut(Event) -> Option<T>) -> T {
+        let found = async {
+            loop {
+                if let Some(found) = pick(self.event().await) {
+                    return found;
+                }
+            }
+        };
+        // Heartbeats keep a stream alive that nothing else happens on.
+        patiently("an event that fits", found).await
+    }
+
+    pub(super) async fn opened(&mut self) -> v1::chat_response::Opened {
+        self.until(|event| if let Event::Opened(opened) = event { Some(opened) } else { None }).await
+    }
+
+    pub(super) async fn entry(&mut self) -> v1::Entry {
+        self.until(|event| if let Event::Entry(entry) = event { Some(entry) } else { None }).await
+    }
+
+    pub(super) async fn finished(&mut self) -> v1::entry::ReplyFinished {
+        loop {
+            if let Some(v1::entry::Kind::ReplyFinished(finished)) = self.entry().await.kind {
+                return finished;
+            }
+        }
+    }
+
+    pub(super) async fn started(&mut self) -> v1::entry::ReplyStarted {
+        loop {
+            if let Some(v1::entry::Kind::ReplyStarted(started)) = self.entry().await.kind {
+                return started;
+            }
+        }
+    }
+
+    /// Sends a frame and waits for its answer.
+    pub(super) async fn frame(&mut self, frame: Frame) -> Result<v1::chat_response::Ack, v1::Error> {
+        self.post("r", frame).await;
+        self.until(|event| {
+            if let Event::Error(error) = event {
+                return Some(Err(error));
+            }
+            if let Event::Ack(ack) = event { Some(Ok(ack)) } else { None }
+        })
+        .await
+    }
+
+    pub(super) async fn post(&self, request_id: &str, frame: Frame) {
+        self.open.room.frame(self.open.subscriber, request_id.into(), frame).await.unwrap();
+    }
+
+    pub(super) fn message(&self, client_message_id: &str, text: &str) -> Frame {
+        Frame::Send(Message {
+            id: MessageId::generate(),
+            sender: self.sender.clone(),
+            client_message_id: Some(client_message_id.into()),
+            text: text.into(),
+            file_ids: Vec::new(),
+        })
+    }
+
+    pub(super) async fn send(&mut self, client_message_id: &str, text: &str) -> v1::chat_response::Ack {
+        let frame = self.message(client_message_id, text);
+        self.frame(frame).await.unwrap()
+    }
+}
+
+pub(super) async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(PATIENCE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited too long for {what}"),
+    }
+}

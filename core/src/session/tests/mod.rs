@@ -1,0 +1,6 @@
+//! Rooms, resume and replies over a real store and a provider that says what the test tells it to.
+
+mod fixture;
+mod replies;
+mod resume;
+mod writes;

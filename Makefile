@@ -113,13 +113,15 @@ gen-check: ## the page's generated types match the contract
 	@$(FETCH) buf
 	@BUF=$(CACHE)/bin/buf .ci/web gen:check
 
-docker-lint: ## hadolint over the Dockerfiles
-	@$(FETCH) hadolint
+docker-lint: ## Dockerfiles and deployments: hadolint, pins, health, secrets
+	@$(FETCH) hadolint yaml
 	$(CACHE)/bin/hadolint --failure-threshold info Dockerfile.core Dockerfile.edge
+	@PYTHONPATH=$(CACHE)/py/yaml $(PYTHON) .ci/deployments.py --self-test
+	@PYTHONPATH=$(CACHE)/py/yaml $(PYTHON) .ci/deployments.py
 
 secrets: ## look for committed secrets
 	@$(FETCH) gitleaks
-	$(CACHE)/bin/gitleaks git . --no-banner --redact --log-level warn
+	@.ci/secrets $(CACHE)/bin/gitleaks
 
 deploy-check: ## refuse to deploy what is missing or still a placeholder
 	@$(PYTHON) deployments/check.py

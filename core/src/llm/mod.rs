@@ -18,7 +18,7 @@ mod conformance;
 mod scripted;
 
 pub use registry::{Model, ModelInfo, Models, ModelsError};
-pub use tokens::estimate_tokens;
+pub use tokens::{estimate_message_tokens, estimate_tokens};
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;

@@ -9,31 +9,35 @@ use crate::domain::entry::Usage;
 /// UTF-8 bytes counted as one token.
 const BYTES_PER_TOKEN: usize = 4;
 /// Role and separators that a chat template puts around each message.
-const TOKENS_PER_MESSAGE: u32 = 4;
+const TOKENS_PER_MESSAGE: u64 = 4;
 
-/// Tokens of a text that is one message of a prompt: its bytes divided by four, rounded up, plus four for the message
-/// itself. Marked as an estimate wherever it is stored.
+/// Tokens of a text: its bytes divided by four, rounded up. Marked as an estimate wherever it is stored.
 #[must_use]
-pub fn estimate_tokens(text: &str) -> u32 {
-    text_tokens(text.len()).saturating_add(TOKENS_PER_MESSAGE)
+pub fn estimate_tokens(text: &str) -> u64 {
+    text.len().div_ceil(BYTES_PER_TOKEN) as u64
+}
+
+/// Tokens a message takes in a prompt: its text plus four.
+#[must_use]
+pub fn estimate_message_tokens(text: &str) -> u64 {
+    estimate_tokens(text) + TOKENS_PER_MESSAGE
 }
 
 /// Tokens of a whole prompt.
 #[must_use]
 pub fn estimate_prompt_tokens(messages: &[PromptMessage]) -> u64 {
-    messages.iter().map(|message| u64::from(estimate_tokens(&message.text))).sum()
+    messages.iter().map(|message| estimate_message_tokens(&message.text)).sum()
 }
 
-/// Usage of a reply whose provider sent none, from the prompt's estimate and the length of the text that was generated.
+/// Usage of a reply whose provider sent none, from the prompt's estimate and the text that was generated.
 #[must_use]
 pub fn estimate_usage(prompt_tokens: u64, text_bytes: usize) -> Usage {
-    let completion_tokens = text_tokens(text_bytes).into();
-    Usage { prompt_tokens, completion_tokens, cached_tokens: 0, estimated: true }
-}
-
-/// Tokens of so many bytes of text, without a message around it.
-pub(super) fn text_tokens(bytes: usize) -> u32 {
-    u32::try_from(bytes.div_ceil(BYTES_PER_TOKEN)).unwrap_or(u32::MAX)
+    Usage {
+        prompt_tokens,
+        completion_tokens: text_bytes.div_ceil(BYTES_PER_TOKEN) as u64,
+        cached_tokens: 0,
+        estimated: true,
+    }
 }
 
 #[cfg(test)]
@@ -42,16 +46,17 @@ mod tests {
     use crate::llm::PromptRole;
 
     #[test]
-    fn four_bytes_are_a_token_rounded_up_and_a_message_costs_four() {
-        for (text, expect) in [("", 4), ("a", 5), ("abcd", 5), ("abcde", 6), ("ünï", 6), ("日本語", 7)] {
+    fn four_bytes_are_a_token_rounded_up() {
+        for (text, expect) in [("", 0), ("a", 1), ("abcd", 1), ("abcde", 2), ("ünï", 2), ("日本語", 3)] {
             assert_eq!(estimate_tokens(text), expect, "{text}");
         }
     }
 
     #[test]
-    fn a_prompt_is_the_sum_of_its_messages() {
+    fn each_message_costs_its_frame_too() {
         let messages = ["", "abcd"].map(|text| PromptMessage { role: PromptRole::User, text: text.to_owned() });
         assert_eq!(estimate_prompt_tokens(&messages), 4 + 5);
+        assert_eq!(estimate_message_tokens("abcd"), 5);
     }
 
     #[test]

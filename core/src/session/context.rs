@@ -2,7 +2,7 @@
 
 use crate::{
     domain::entry::SenderRole,
-    llm::{PromptMessage, PromptRole, tokens::estimate_tokens},
+    llm::{PromptMessage, PromptRole, tokens::estimate_message_tokens},
     session::history::{Content, HistoryMessage},
 };
 
@@ -24,7 +24,7 @@ impl ContextBuilder {
     /// taken: a prompt without the question is of no use, and the provider says it best if it is too long.
     pub(super) fn offer(&mut self, message: HistoryMessage) -> bool {
         let Some(turn) = turn(message) else { return true };
-        let cost = u64::from(estimate_tokens(&turn.text));
+        let cost = estimate_message_tokens(&turn.text);
         if !self.newest_first.is_empty() && self.used + cost > self.budget {
             return false;
         }
@@ -36,7 +36,7 @@ impl ContextBuilder {
     /// The prompt, oldest first, behind the system prompt; and its estimated size.
     pub(super) fn finish(mut self, system: Option<&str>) -> (Vec<PromptMessage>, u64) {
         if let Some(text) = system {
-            self.used += u64::from(estimate_tokens(text));
+            self.used += estimate_message_tokens(text);
             self.newest_first.push(PromptMessage { role: PromptRole::System, text: text.to_owned() });
         }
         self.newest_first.reverse();
@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn the_oldest_are_dropped_whole() {
         let long = "x".repeat(400);
-        let mut context = ContextBuilder::new(u64::from(estimate_tokens(&long)) * 2);
+        let mut context = ContextBuilder::new(estimate_message_tokens(&long) * 2);
         assert!(context.offer(message(SenderRole::User, &long)));
         assert!(context.offer(reply(Some(&long))));
         assert!(!context.offer(message(SenderRole::User, "older")));

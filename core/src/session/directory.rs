@@ -87,6 +87,20 @@ impl Shared {
         hash.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
+    /// Logs and counts a failure once, where it becomes an answer.
+    pub(super) fn report(&self, error: &SessionError, what: &'static str) -> Failure {
+        self.count(error);
+        tracing::warn!(error = error as &dyn std::error::Error, "{what}");
+        Failure::from(error)
+    }
+
+    /// Counts a failure of the store.
+    pub(super) fn count(&self, error: &SessionError) {
+        if let SessionError::Store(error) = error {
+            self.metrics.store_failed(error.kind());
+        }
+    }
+
     /// Takes a room out, if it is the one that asks.
     pub(super) fn retire(&self, id: SessionId) {
         let mut rooms = self.rooms();
@@ -162,7 +176,7 @@ impl Directory {
     pub(super) async fn header(&self, id: SessionId) -> Result<Option<Header>, Failure> {
         let call = tokio::time::timeout(self.shared.limits.store_call, self.shared.store.session(id));
         let result = call.await.map_err(|_| SessionError::StoreTimeout).and_then(|r| r.map_err(SessionError::from));
-        result.map_err(|error| report(&error, "a header could not be read"))
+        result.map_err(|error| self.shared.report(&error, "a header could not be read"))
     }
 
     pub(super) fn log(&self, header: &Header) -> Result<SessionLog, SessionError> {
@@ -183,7 +197,8 @@ impl Directory {
             let marks: BTreeMap<_, _> = log.call(log.store.read_marks(log.id)).await?.into_iter().collect();
             Ok::<_, SessionError>((log, state, marks))
         };
-        let (log, state, marks) = read.await.map_err(|error| report(&error, "a session could not be opened"))?;
+        let (log, state, marks) =
+            read.await.map_err(|error| self.shared.report(&error, "a session could not be opened"))?;
 
         let mut rooms = self.shared.rooms();
         if let Some(room) = rooms.get(&header.id).filter(|room| !room.is_closed()) {
@@ -278,10 +293,4 @@ impl Directory {
     pub fn tasks_left(&self) -> usize {
         self.shared.tasks.len()
     }
-}
-
-/// Logs a failure once, where it becomes an answer.
-pub(super) fn report(error: &SessionError, what: &'static str) -> Failure {
-    tracing::warn!(error = error as &dyn std::error::Error, "{what}");
-    Failure::from(error)
 }

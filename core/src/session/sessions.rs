@@ -5,7 +5,7 @@ use chatbox_proto::{error_code::ErrorCode, ids::SessionId, status::Failure, v1};
 use tokio::sync::oneshot;
 
 use super::{
-    directory::{Directory, report},
+    directory::Directory,
     event,
     history::HistoryReader,
     log,
@@ -126,12 +126,13 @@ impl Sessions {
         let (key, wrapped_key) = shared.ring.new_data_key(id);
         let created_at = Timestamp::now();
         let state = SessionState::new(model, created_at);
-        let derived = log::derive(id, &key, &state).map_err(|error| report(&error, "a session could not be sealed"))?;
+        let derived = log::derive(id, &key, &state)
+            .map_err(|error| self.directory.shared.report(&error, "a session could not be sealed"))?;
         let new = NewSession { id, owner: owner.to_owned(), slot, wrapped_key, created_at, request, derived };
         let call = tokio::time::timeout(shared.limits.store_call, shared.store.create_session(new)).await;
         call.map_err(|_| super::SessionError::StoreTimeout)
             .and_then(|result| result.map_err(Into::into))
-            .map_err(|error| report(&error, "a session could not be made"))
+            .map_err(|error| self.directory.shared.report(&error, "a session could not be made"))
     }
 
     fn model(&self, id: &str) -> Result<String, Failure> {
@@ -160,7 +161,7 @@ impl Sessions {
             let log = self.directory.log(header)?;
             log.state(&header.derived).await
         };
-        let state = read.await.map_err(|error| report(&error, "a session could not be read"))?;
+        let state = read.await.map_err(|error| self.directory.shared.report(&error, "a session could not be read"))?;
         Ok(event::wire_session(&header.id.to_string(), &header.owner, header.created_at, &state))
     }
 
@@ -182,7 +183,7 @@ impl Sessions {
         let mut headers = call
             .map_err(|_| super::SessionError::StoreTimeout)
             .and_then(|result| result.map_err(Into::into))
-            .map_err(|error| report(&error, "sessions could not be listed"))?;
+            .map_err(|error| self.directory.shared.report(&error, "sessions could not be listed"))?;
         let more = headers.len() > limit as usize;
         headers.truncate(limit as usize);
         let next = headers.last().filter(|_| more).map(|header| (header.derived.last_activity, header.id));
@@ -193,7 +194,7 @@ impl Sessions {
                 let log = self.directory.log(header)?;
                 log.open_state(&header.derived)
             };
-            let state = read().map_err(|error| report(&error, "a session could not be read"))?;
+            let state = read().map_err(|error| self.directory.shared.report(&error, "a session could not be read"))?;
             sessions.push(event::wire_session(&header.id.to_string(), &header.owner, header.created_at, &state));
         }
         Ok(SessionPage { sessions, next })
@@ -223,7 +224,8 @@ impl Sessions {
             let messages = page.into_iter().rev().map(super::history::HistoryMessage::into_wire).collect();
             Ok(MessagePage { messages, next, head })
         };
-        read.await.map_err(|error: super::SessionError| report(&error, "messages could not be read"))
+        read.await
+            .map_err(|error: super::SessionError| self.directory.shared.report(&error, "messages could not be read"))
     }
 
     /// Messages of a session from `after` on, oldest first.
@@ -248,7 +250,8 @@ impl Sessions {
             let messages = page.into_iter().map(super::history::HistoryMessage::into_wire).collect();
             Ok(MessagePage { messages, next, head })
         };
-        read.await.map_err(|error: super::SessionError| report(&error, "messages could not be read"))
+        read.await
+            .map_err(|error: super::SessionError| self.directory.shared.report(&error, "messages could not be read"))
     }
 
     /// Ends a session; an ended one is returned unchanged.
@@ -302,7 +305,7 @@ impl Sessions {
         let active = call
             .map_err(|_| super::SessionError::StoreTimeout)
             .and_then(|result| result.map_err(Into::into))
-            .map_err(|error| report(&error, "the active session could not be read"))?;
+            .map_err(|error| self.directory.shared.report(&error, "the active session could not be read"))?;
         if let Some(header) = active {
             return Ok((header.id, false));
         }

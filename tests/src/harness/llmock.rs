@@ -67,3 +67,26 @@ impl Llmock {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn it_streams_and_does_what_the_scenario_says() {
+        let llmock = Llmock::start().await.unwrap();
+        let ask = || async {
+            let body = json!({"model": "gpt-4o", "stream": true, "messages": [{"role": "user", "content": "hi"}]});
+            let url = format!("{}/chat/completions", llmock.base_url());
+            let request = client().post(url).header("content-type", "application/json").bearer_auth("any");
+            request.body(body.to_string()).send().await.unwrap()
+        };
+        assert!(ask().await.text().await.unwrap().contains("[DONE]"));
+        llmock.scenario(&json!({"behaviors": [{"type": "fail", "status": 429, "retry_after": 1}]})).await.unwrap();
+        let refused = ask().await;
+        assert_eq!((refused.status().as_u16(), refused.headers()["retry-after"].as_bytes()), (429, &b"1"[..]));
+        assert!(!llmock.verdict().await.unwrap().is_empty());
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! Servers: [`dev`] (the real `chatbox dev`), [`provider`] (an OpenAI-compatible server that follows a script), [`llmock`],
 //! [`llama`] (a real model), [`jwks`] (a key set), [`proxy`] (a network that misbehaves). Clients: [`client`] over
-//! [`ws`] in both encodings and over [`grpc`], [`http`]. Around them: [`process`], [`tools`], [`ports`], [`token`],
+//! [`ws`] in both encodings and over [`grpc`], [`http`], foreign ones in [`programs`]. Around them: [`process`], [`tools`], [`ports`], [`token`],
 //! [`history`], [`wait`].
 //!
 //! Nothing here sleeps and hopes: a wait names its condition and its limit, and a server that has to be slow waits at a
@@ -19,6 +19,7 @@ pub mod llama;
 pub mod llmock;
 pub mod ports;
 pub mod process;
+pub mod programs;
 pub mod provider;
 pub mod proxy;
 pub mod token;

@@ -113,13 +113,21 @@ pub(super) struct InFlight {
     /// `None` for a read of the tail that nobody asked for, and once whoever asked was told that the outcome is unknown.
     write: Option<Write>,
     entries: Vec<Entry>,
+    started: Instant,
     work: Pin<Box<dyn Future<Output = Outcome> + Send>>,
+}
+
+impl InFlight {
+    fn new(write: Option<Write>, entries: Vec<Entry>, work: impl Future<Output = Outcome> + Send + 'static) -> Self {
+        Self { write, entries, started: Instant::now(), work: Box::pin(work) }
+    }
 }
 
 /// What became of it.
 pub(super) struct Landed {
     write: Option<Write>,
     entries: Vec<Entry>,
+    took: Duration,
     outcome: Outcome,
 }
 
@@ -140,7 +148,8 @@ impl Future for InFlight {
     fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> task::Poll<Landed> {
         let outcome = task::ready!(self.work.as_mut().poll(cx));
         let this = &mut *self;
-        task::Poll::Ready(Landed { write: this.write.take(), entries: std::mem::take(&mut this.entries), outcome })
+        let (write, entries) = (this.write.take(), std::mem::take(&mut this.entries));
+        task::Poll::Ready(Landed { write, entries, took: this.started.elapsed(), outcome })
     }
 }
 
@@ -211,8 +220,8 @@ impl Room {
         if self.writes.wants_tail && may_retry {
             self.writes.wants_tail = false;
             let (log, head) = (self.log.clone(), self.state.head);
-            let work = Box::pin(conflict(log, head, None));
-            self.writes.in_flight = Some(InFlight { write: None, entries: Vec::new(), work });
+            let work = conflict(log, head, None);
+            self.writes.in_flight = Some(InFlight::new(None, Vec::new(), work));
             return None;
         }
         if let Some(reply) = &self.reply
@@ -264,10 +273,10 @@ impl Room {
             // The first try of a repeated message may be what filled the queue, or was followed by the end: look for it
             // before saying no.
             (Op::Send(message), _) => {
-                let work = Box::pin(conflict(self.log.clone(), self.state.head, Some(self.message_key(&message, 0))));
+                let work = conflict(self.log.clone(), self.state.head, Some(self.message_key(&message, 0)));
                 let rounds = self.shared.limits.append_rounds;
                 let write = Write { op: Op::Send(message), origin: write.origin, rounds };
-                self.writes.in_flight = Some(InFlight { write: Some(write), entries: Vec::new(), work });
+                self.writes.in_flight = Some(InFlight::new(Some(write), Vec::new(), work));
             }
             (_, rejection) => self.answer(write.origin, Err(rejection.into())),
         }
@@ -276,8 +285,8 @@ impl Room {
     fn start_append(&mut self, write: Write, kinds: Vec<EntryKind>) {
         match self.prepare(kinds) {
             Ok((entries, prepared)) => {
-                let work = Box::pin(append(self.log.clone(), prepared));
-                self.writes.in_flight = Some(InFlight { write: Some(write), entries, work });
+                let work = append(self.log.clone(), prepared);
+                self.writes.in_flight = Some(InFlight::new(Some(write), entries, work));
             }
             Err(error) => {
                 tracing::error!(error = &error as &dyn std::error::Error, session.id = %self.log.id, "an append could not be prepared");
@@ -340,10 +349,11 @@ impl Room {
     }
 
     pub(super) fn landed(&mut self, landed: Landed) {
-        let Landed { write, entries, outcome } = landed;
+        let Landed { write, entries, took, outcome } = landed;
         match outcome {
             Outcome::Done => {
                 self.shared.metrics.appended("done");
+                self.shared.metrics.append_took("done", took);
                 self.writes.failures = 0;
                 self.writes.retry_at = None;
                 self.apply_all(&entries);
@@ -365,15 +375,17 @@ impl Room {
             }
             Outcome::Unknown(append, error) => {
                 self.shared.metrics.appended("unknown");
+                self.shared.count(&error);
                 tracing::warn!(error = &error as &dyn std::error::Error, session.id = %self.log.id, "outcome of an append is unknown");
                 if let Some(write) = write {
                     self.answer(write.origin, Err(Failure::from(&error)));
                 }
-                let work = Box::pin(resolve(self.log.clone(), *append));
-                self.writes.in_flight = Some(InFlight { write: None, entries, work });
+                let work = resolve(self.log.clone(), *append);
+                self.writes.in_flight = Some(InFlight::new(None, entries, work));
             }
             Outcome::Failed(error) => {
                 self.shared.metrics.appended("failed");
+                self.shared.count(&error);
                 tracing::warn!(error = &error as &dyn std::error::Error, session.id = %self.log.id, "an append failed");
                 match write {
                     Some(write) => self.failed(write, &error),

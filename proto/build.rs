@@ -29,14 +29,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     prost_build::Config::new()
         .compile_well_known_types()
         .bytes(["."])
-        .extern_path(".google.protobuf", "::pbjson_types")
+        .extern_path(".google.protobuf.Timestamp", "crate::time::Timestamp")
+        .extern_path(".google.protobuf.Duration", "::pbjson_types::Duration")
         .compile_fds(descriptors.clone())?;
 
     // Chat frames come from strangers who may be newer than we are: unknown fields are ignored there. Unary JSON bodies are
     // checked strictly by `json::from_slice_strict`.
     pbjson_build::Builder::new()
         .register_descriptors(&encoded)?
-        .extern_path(".google.protobuf", "::pbjson_types")
+        .extern_path(".google.protobuf.Timestamp", "crate::time::Timestamp")
+        .extern_path(".google.protobuf.Duration", "::pbjson_types::Duration")
         .ignore_unknown_fields()
         .build(&[format!(".{PACKAGE}")])?;
 

@@ -123,5 +123,5 @@ async fn drain(edge: &Edge, stop_accepting: &CancellationToken, stop: &Cancellat
 }
 
 #[cfg(test)]
-#[path = "app_tests.rs"]
+#[path = "app_tests/mod.rs"]
 mod tests;

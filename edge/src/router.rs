@@ -33,12 +33,11 @@ pub(crate) fn public(edge: &Arc<Edge>) -> Router {
         .route("/healthz", get(health::live))
         .route("/readyz", get(health::ready))
         // People.
-        .route("/", get(pages::index))
         .route("/{*path}", get(pages::file));
 
     let prefix = edge.config.path_prefix.as_str();
     let routed = if prefix.is_empty() {
-        all
+        all.route("/", get(pages::index))
     } else {
         // axum does not nest the bare slash: it is what people open, and where the path without it leads to.
         Router::new()

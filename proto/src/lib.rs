@@ -10,6 +10,7 @@ pub mod json;
 pub mod peek;
 pub mod settings;
 pub mod status;
+pub mod time;
 pub mod token;
 
 /// Messages of `chatbox.v1`, generated from `proto/chatbox/v1`.

@@ -75,3 +75,76 @@ pub async fn self_test(ring: &KeyRing, store: &dyn SessionStore) -> Result<Insta
 fn open(ring: &KeyRing, purpose: Purpose, name: &str, wrapped: &[u8]) -> Result<KeyBytes, SelfTestError> {
     ring.open_wrapped(purpose, wrapped).map_err(|source| SelfTestError::WrongKey { name: name.to_owned(), source })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sqlite::{SqliteOptions, SqliteStore};
+
+    fn store() -> (tempfile::TempDir, SqliteStore) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open_in(folder.path(), &SqliteOptions::default()).unwrap();
+        (folder, store)
+    }
+
+    fn ring(primary: &str, keys: &[(&str, &str)]) -> KeyRing {
+        KeyRing::from_config(primary, keys.iter().copied()).unwrap()
+    }
+
+    async fn refusal(ring: &KeyRing, store: &SqliteStore) -> SealError {
+        match self_test(ring, store).await.unwrap_err() {
+            SelfTestError::WrongKey { source, .. } => source,
+            other @ SelfTestError::Store(_) => panic!("{other}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_same_ring_is_accepted_and_others_are_refused() {
+        let (a, b, stranger) = (KeyRing::generate_key(), KeyRing::generate_key(), KeyRing::generate_key());
+        let (_folder, store) = store();
+        for _ in 0..2 {
+            self_test(&ring("a", &[("a", &a), ("b", &b)]), &store).await.unwrap();
+        }
+        let wrong_primary = ring("a", &[("a", &stranger), ("b", &b)]);
+        assert_eq!(refusal(&wrong_primary, &store).await, SealError::DoesNotOpen);
+        let wrong_secondary = ring("a", &[("a", &a), ("b", &stranger)]);
+        assert_eq!(refusal(&wrong_secondary, &store).await, SealError::DoesNotOpen);
+        let without_the_first = ring("b", &[("b", &b)]);
+        assert_eq!(refusal(&without_the_first, &store).await, SealError::MissingKey("a".to_owned()));
+        store.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_ring_that_was_refused_leaves_nothing_behind() {
+        let (a, b, stranger) = (KeyRing::generate_key(), KeyRing::generate_key(), KeyRing::generate_key());
+        let (_folder, store) = store();
+        self_test(&ring("a", &[("a", &a)]), &store).await.unwrap();
+        refusal(&ring("b", &[("b", &stranger)]), &store).await;
+        self_test(&ring("b", &[("a", &a), ("b", &b)]), &store).await.unwrap();
+        store.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_secret_survives_rotation_and_differs_between_installations() {
+        let (a, b) = (KeyRing::generate_key(), KeyRing::generate_key());
+        let (_folder, store_one) = store();
+        let first = self_test(&ring("a", &[("a", &a)]), &store_one).await.unwrap();
+        let rotated = self_test(&ring("b", &[("a", &a), ("b", &b)]), &store_one).await.unwrap();
+        assert_eq!(first.hash("request", &[b"alice", b"1"]), rotated.hash("request", &[b"alice", b"1"]));
+        assert_ne!(first.hash("request", &[b"alice", b"1"]), first.hash("request", &[b"alic", b"e1"]));
+        let (_folder, store_two) = store();
+        let other = self_test(&ring("a", &[("a", &a)]), &store_two).await.unwrap();
+        assert_ne!(first.hash("request", &[b"alice", b"1"]), other.hash("request", &[b"alice", b"1"]));
+        store_one.close().await;
+        store_two.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_store_that_fails_is_not_a_wrong_key() {
+        let (_folder, store) = store();
+        store.close().await;
+        let a = KeyRing::generate_key();
+        let error = self_test(&ring("a", &[("a", &a)]), &store).await.unwrap_err();
+        assert!(matches!(error, SelfTestError::Store(_)), "{error}");
+    }
+}

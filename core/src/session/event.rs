@@ -222,9 +222,6 @@ pub fn wire_usage(usage: Usage) -> v1::Usage {
 }
 
 /// A time as the contract shows it.
-pub fn wire_time(time: Timestamp) -> pbjson_types::Timestamp {
-    pbjson_types::Timestamp {
-        seconds: time.millis().div_euclid(1000),
-        nanos: i32::try_from(time.millis().rem_euclid(1000) * 1_000_000).unwrap_or(0),
-    }
+pub fn wire_time(time: Timestamp) -> chatbox_proto::time::Timestamp {
+    chatbox_proto::time::Timestamp::from_millis(time.millis())
 }

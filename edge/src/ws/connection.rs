@@ -357,11 +357,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             return None;
         }
         let expires_at = self.session.identity()?.expires_at;
-        let since_epoch = expires_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let expire_time = pbjson_types::Timestamp {
-            seconds: i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX),
-            nanos: i32::try_from(since_epoch.subsec_nanos()).unwrap_or(0),
-        };
+        let expire_time = chatbox_proto::time::Timestamp::from(expires_at);
         self.answer(chat_response::Event::TokenExpiring(chat_response::TokenExpiring {
             expire_time: Some(expire_time),
         }))
@@ -411,5 +407,5 @@ fn too_slow(_: TooSlow) -> Ending {
 }
 
 #[cfg(test)]
-#[path = "connection_tests.rs"]
+#[path = "connection_tests/mod.rs"]
 mod tests;

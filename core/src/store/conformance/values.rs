@@ -1,10 +1,7 @@
 //! Read marks, values of the installation, and the life of the store itself.
 
 use super::*;
-use crate::{
-    seal::{KeyRing, SealError, SelfTestError, self_test},
-    store::{SessionQuery, StoreErrorKind},
-};
+use crate::store::{SessionQuery, StoreErrorKind};
 
 pub(crate) async fn read_marks_only_rise(f: &mut impl Fixture) {
     let store = f.store();
@@ -62,43 +59,6 @@ pub(crate) async fn racing_initial_values_agree(f: &mut impl Fixture) {
     let values = race(values).await;
     assert!(values.iter().all(|value| value == &values[0]));
     assert_eq!(store.installation_value("a").await.unwrap().as_ref(), Some(&values[0]));
-}
-
-fn ring(primary: &str, keys: &[(&str, &str)]) -> KeyRing {
-    KeyRing::from_config(primary, keys.iter().copied()).unwrap()
-}
-
-fn why(refused: Result<crate::seal::InstallationSecret, SelfTestError>) -> SealError {
-    match refused.unwrap_err() {
-        SelfTestError::WrongKey { source, .. } => source,
-        other @ SelfTestError::Store(_) => panic!("{other}"),
-    }
-}
-
-pub(crate) async fn the_self_test_accepts_the_same_ring_and_refuses_others(f: &mut impl Fixture) {
-    let (a, b, stranger) = (KeyRing::generate_key(), KeyRing::generate_key(), KeyRing::generate_key());
-    let store = f.store();
-    self_test(&ring("a", &[("a", &a), ("b", &b)]), &*store).await.unwrap();
-    f.reopen().await;
-    let store = f.store();
-    self_test(&ring("a", &[("a", &a), ("b", &b)]), &*store).await.unwrap();
-    // Another key under the primary's id, the primary's key missing, another key under a secondary's id.
-    assert_eq!(why(self_test(&ring("a", &[("a", &stranger), ("b", &b)]), &*store).await), SealError::DoesNotOpen);
-    assert_eq!(why(self_test(&ring("b", &[("b", &b)]), &*store).await), SealError::MissingKey("a".to_owned()));
-    assert_eq!(why(self_test(&ring("a", &[("a", &a), ("b", &stranger)]), &*store).await), SealError::DoesNotOpen);
-    // A ring that was refused left nothing behind that would accept it, or refuse the right one, later.
-    let refused = ring("c", &[("c", &stranger)]);
-    assert_eq!(why(self_test(&refused, &*store).await), SealError::MissingKey("a".to_owned()));
-    self_test(&ring("c", &[("a", &a), ("c", &b)]), &*store).await.unwrap();
-}
-
-pub(crate) async fn the_installation_secret_survives_rotation(f: &mut impl Fixture) {
-    let (a, b) = (KeyRing::generate_key(), KeyRing::generate_key());
-    let store = f.store();
-    let first = self_test(&ring("a", &[("a", &a)]), &*store).await.unwrap();
-    let rotated = self_test(&ring("b", &[("a", &a), ("b", &b)]), &*store).await.unwrap();
-    assert_eq!(first.hash("request", &[b"alice", b"1"]), rotated.hash("request", &[b"alice", b"1"]));
-    assert_ne!(first.hash("request", &[b"alice", b"1"]), first.hash("request", &[b"alic", b"e1"]));
 }
 
 pub(crate) async fn ping_answers(f: &mut impl Fixture) {

@@ -37,7 +37,12 @@ pub(super) fn append(db: &Connection, append: &Append) -> Result<Verdict<Appende
         return Err(Fault::Misuse("an append of no entries"));
     }
     let id = append.session_id;
-    if !exists(db, id)? || head(db, id)? != append.expected_head {
+    // A log that has entries belongs to a session.
+    let fits = match stored_head(db, id)? {
+        Some(head) => head == append.expected_head,
+        None => append.expected_head == 0 && exists(db, id)?,
+    };
+    if !fits {
         return Ok(Verdict::Undo(Appended::Conflict));
     }
     let mut insert_key = db.prepare_cached(INSERT_KEY)?;

@@ -21,7 +21,10 @@ use std::{
     convert::Infallible,
     io,
     path::Path,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
     thread::{self, JoinHandle},
 };
 
@@ -61,6 +64,7 @@ impl Default for SqliteOptions {
 pub struct SqliteStore {
     writer: Writer,
     readers: Readers,
+    commits: Arc<AtomicU64>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Ends when the last thread has let go of the file. Nothing is ever sent.
     ended: tokio::sync::Mutex<mpsc::Receiver<Infallible>>,
@@ -77,6 +81,7 @@ impl SqliteStore {
         let lock = Arc::new(lock);
         let (alive, ended) = mpsc::channel(1);
         let gate = Arc::new(RwLock::new(()));
+        let commits = Arc::new(AtomicU64::new(0));
         let (writer, jobs) = Writer::new();
         let (readers, reads) = Readers::new();
 
@@ -84,6 +89,7 @@ impl SqliteStore {
             db: schema::open_writer(&path, options.synchronous, options.max_bytes)?,
             readers: Arc::clone(&gate),
             max_group: options.max_group.max(1),
+            commits: Arc::clone(&commits),
             unsettled: false,
         };
         let connections = (0..reader::READERS).map(|_| schema::open_reader(&path)).collect::<Result<Vec<_>, _>>()?;
@@ -95,7 +101,7 @@ impl SqliteStore {
             let held = (Arc::clone(&lock), alive.clone());
             threads.push(start("store-reader", held, move || reader::run(db, reads, gate))?);
         }
-        Ok(Self { writer, readers, threads: Mutex::new(threads), ended: tokio::sync::Mutex::new(ended) })
+        Ok(Self { writer, readers, commits, threads: Mutex::new(threads), ended: tokio::sync::Mutex::new(ended) })
     }
 
     /// [`open`](Self::open)s `chatbox.db` in a folder.
@@ -104,6 +110,12 @@ impl SqliteStore {
     /// As [`open`](Self::open).
     pub fn open_in(folder: &Path, options: &SqliteOptions) -> Result<Self, StoreError> {
         Self::open(&folder.join("chatbox.db"), options)
+    }
+
+    /// Commits since it was opened, each with all that was ready at its time: how well writes are grouped.
+    #[must_use]
+    pub fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
     }
 }
 

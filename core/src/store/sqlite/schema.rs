@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, TransactionBehavior, config::DbConfig};
 
 use super::fault::Fault;
 use crate::store::{StoreError, StoreErrorKind};
@@ -123,6 +123,8 @@ fn connect(path: &Path) -> Result<Connection, Fault> {
     // The file has one owner and that one has one writer: whoever is in the way is a stranger and is not waited for.
     db.busy_timeout(std::time::Duration::ZERO)?;
     db.pragma_update(None, "foreign_keys", true)?;
+    // One plan per statement, whatever is bound: otherwise SQLite plans some of them anew for every new session id.
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     db.pragma_update(None, "temp_store", "MEMORY")?;
     db.set_prepared_statement_cache_capacity(64);
     Ok(db)

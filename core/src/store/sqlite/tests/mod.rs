@@ -1,5 +1,12 @@
 //! The suite every store passes, and what only this one has to show: grouping, syncing, crashing, its file.
 
+mod child;
+mod crash;
+mod durability;
+mod file;
+mod grouping;
+mod plans;
+
 use std::{path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;

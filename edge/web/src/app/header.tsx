@@ -1,0 +1,76 @@
+import { useEffect, useState } from 'preact/hooks';
+import { isEnded, reconnect, session, view } from './chat';
+import { Icon } from './icons';
+import { ModelLabel } from './model-label';
+import { busy, question, titleOf } from './sessions';
+import { drawerOpen, isPhone } from './ui';
+import { sayStatus } from './wording';
+
+export function Header() {
+  const shown = session.value;
+  return (
+    <header class="header">
+      {isPhone.value ? (
+        <button
+          type="button"
+          id="open-sidebar"
+          class="icon-button"
+          aria-label="Conversations"
+          aria-expanded={drawerOpen.value}
+          aria-controls="sidebar"
+          onClick={() => {
+            drawerOpen.value = true;
+          }}
+        >
+          <Icon name="menu" />
+        </button>
+      ) : null}
+      <div class="heading">
+        <h1>{shown ? titleOf(shown) : 'Chatbox'}</h1>
+        {shown?.model ? (
+          <p class="model">
+            <ModelLabel id={shown.model} />
+          </p>
+        ) : null}
+      </div>
+      {isEnded.value ? <span class="status ended">Ended</span> : <Status />}
+      {shown && !isEnded.value && (shown.messageCount ?? 0) > 0 ? (
+        <button
+          type="button"
+          class="icon-button"
+          aria-label="End this conversation"
+          title="End this conversation"
+          disabled={busy.value}
+          onClick={() => {
+            question.value = 'end';
+          }}
+        >
+          <Icon name="end" />
+        </button>
+      ) : null}
+    </header>
+  );
+}
+
+function Status() {
+  const { status } = view.value;
+  const [now, setNow] = useState(Date.now());
+  useEffect(() => {
+    setNow(Date.now());
+    if (status.phase !== 'waiting') return;
+    const timer = setInterval(() => setNow(Date.now()), 1000);
+    return () => clearInterval(timer);
+  }, [status]);
+  const { tone, text } = sayStatus(status, now);
+  return (
+    <span class={`status ${tone}`} data-phase={status.phase}>
+      <span class="dot" aria-hidden="true" />
+      <span class="status-text">{text}</span>
+      {status.phase === 'waiting' ? (
+        <button type="button" class="link" onClick={reconnect}>
+          Retry now
+        </button>
+      ) : null}
+    </span>
+  );
+}

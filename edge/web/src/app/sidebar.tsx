@@ -1,0 +1,136 @@
+import { useEffect, useRef } from 'preact/hooks';
+import type { Session } from '../client';
+import { refuse, userName } from './auth';
+import { leave, sessionId } from './chat';
+import { Icon, Mark } from './icons';
+import { begin, busy, choose, hasMore, loadMore, modelName, sessions, titleOf } from './sessions';
+import { forgetAll } from './storage';
+import { dateAndTime, drawerOpen, isPhone, when } from './ui';
+
+export function Sidebar() {
+  const open = !isPhone.value || drawerOpen.value;
+  const ref = useRef<HTMLElement>(null);
+  useEffect(() => {
+    if (!isPhone.value || !drawerOpen.value) return;
+    ref.current?.querySelector<HTMLElement>('button')?.focus();
+    const onKey = (event: KeyboardEvent) => {
+      if (event.key === 'Escape') closeDrawer();
+    };
+    document.addEventListener('keydown', onKey);
+    return () => document.removeEventListener('keydown', onKey);
+  }, [isPhone.value, drawerOpen.value]);
+  return (
+    <>
+      {isPhone.value && drawerOpen.value ? <div class="backdrop" onClick={closeDrawer} /> : null}
+      <aside ref={ref} id="sidebar" class={open ? 'sidebar open' : 'sidebar'} inert={!open} aria-label="Conversations">
+        <div class="brand">
+          <Mark />
+          <span>Chatbox</span>
+          {isPhone.value ? (
+            <button type="button" class="icon-button" aria-label="Close the list" onClick={closeDrawer}>
+              <Icon name="close" />
+            </button>
+          ) : null}
+        </div>
+        <button
+          type="button"
+          class="button new"
+          disabled={busy.value}
+          onClick={() => {
+            drawerOpen.value = false;
+            void begin();
+          }}
+        >
+          <Icon name="plus" />
+          New conversation
+        </button>
+        <nav class="sessions" aria-label="Your conversations">
+          <List />
+        </nav>
+        <div class="user">
+          <span class="avatar" aria-hidden="true">
+            {userName.value.slice(0, 1).toUpperCase()}
+          </span>
+          <span class="user-name">{userName.value}</span>
+          <button type="button" class="icon-button" aria-label="Sign out" title="Sign out" onClick={signOut}>
+            <Icon name="leave" />
+          </button>
+        </div>
+      </aside>
+    </>
+  );
+}
+
+function closeDrawer(): void {
+  drawerOpen.value = false;
+  requestAnimationFrame(() => document.getElementById('open-sidebar')?.focus());
+}
+
+function signOut(): void {
+  leave();
+  forgetAll();
+  refuse('You have signed out of this tab.');
+}
+
+function List() {
+  const groups = Object.entries(byAge(sessions.value));
+  if (groups.length === 0) return <p class="muted none">Your conversations appear here.</p>;
+  return (
+    <>
+      {groups.map(([label, members]) => (
+        <section key={label} aria-label={label}>
+          <h2>{label}</h2>
+          <ul>
+            {members.map((one) => (
+              <Row key={one.sessionId} one={one} />
+            ))}
+          </ul>
+        </section>
+      ))}
+      {hasMore.value ? (
+        <button type="button" class="button quiet" onClick={() => void loadMore()}>
+          Show more
+        </button>
+      ) : null}
+    </>
+  );
+}
+
+function Row({ one }: { one: Session }) {
+  const ended = one.status === 'SESSION_STATUS_ENDED';
+  const current = one.sessionId === sessionId.value;
+  return (
+    <li>
+      <button
+        type="button"
+        class="session"
+        aria-current={current ? 'true' : undefined}
+        title={dateAndTime(one.lastActivityTime)}
+        onClick={() => {
+          drawerOpen.value = false;
+          choose(one);
+        }}
+      >
+        <span class="session-title">{titleOf(one)}</span>
+        <span class="session-facts">
+          {ended ? 'Ended' : modelName(one.model)}
+          {' · '}
+          {when(one.lastActivityTime ?? one.createTime)}
+        </span>
+      </button>
+    </li>
+  );
+}
+
+const DAY_MS = 86_400_000;
+
+function byAge(list: readonly Session[]): Record<string, Session[]> {
+  const midnight = new Date().setHours(0, 0, 0, 0);
+  const groups: Record<string, Session[]> = {};
+  for (const one of list) {
+    const at = Date.parse(one.lastActivityTime ?? one.createTime ?? '') || Date.now();
+    const label = at >= midnight ? 'Today' : at >= midnight - DAY_MS ? 'Yesterday' : 'Earlier';
+    (groups[label] ??= []).push(one);
+  }
+  return groups;
+}

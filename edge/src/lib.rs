@@ -21,6 +21,8 @@ mod ws;
 
 pub use app::App;
 pub use config::Config;
+#[doc(hidden)]
+pub use ws::echo;
 
 #[cfg(test)]
 mod testing;

@@ -13,6 +13,7 @@ mod scenarios {
 
     mod conversation;
     mod crash;
+    mod dev;
     mod foreign_clients;
     mod identity;
     mod lifecycle;

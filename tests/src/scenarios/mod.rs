@@ -1,3 +1,5 @@
 //! One file for each behaviour.
 
 mod conversation;
+mod generation_faults;
+mod transcript;

@@ -2,4 +2,5 @@
 
 mod conversation;
 mod generation_faults;
+mod generation_panic;
 mod transcript;

@@ -94,11 +94,11 @@ async fn a_new_token_of_the_same_caller_keeps_the_connection() {
 
 #[tokio::test]
 async fn a_reply_outlives_the_connection_whose_token_expired() {
-    let stack = Stack::start(strict().with_word_delay(Duration::from_millis(100))).await.unwrap();
+    let stack = Stack::start(strict().with_word_delay(Duration::from_millis(60))).await.unwrap();
     let token = token(&stack, "alice", "user", 2);
     let mut client = Client::connect(Transport::ALL[0], stack.addresses(), &token).await.unwrap();
     let session_id = client.open(Open::default()).await.unwrap().session.unwrap().session_id;
-    client.say("late", "a long story, please").await.unwrap();
+    client.say("late", "a story, please").await.unwrap();
     client.until_closed().await.unwrap();
     let is_end = |event: &Event| matches!(event, Event::Entry(entry) if finished(entry).is_some());
     assert!(!client.seen.iter().any(is_end), "the reply ended before the token");

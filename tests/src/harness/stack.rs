@@ -300,6 +300,14 @@ impl Stack {
         self.start_core().await
     }
 
+    /// Asks both to end, without waiting. Asking twice changes nothing.
+    pub fn cancel(&self) {
+        self.edge.cancel();
+        if let Some(core) = &self.core {
+            core.cancel();
+        }
+    }
+
     /// Ends both in good order, and insists that they drained, left no task behind and that nothing panicked.
     ///
     /// # Errors

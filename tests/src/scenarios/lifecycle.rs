@@ -5,13 +5,59 @@ use chatbox_proto::v1::{chat_request::Open, chat_response::ResumeVerdict};
 use crate::harness::{
     client::Transport,
     stack::{Setup, Stack},
+    wait::{LIMIT, wait_until},
 };
 
+/// Entries of a folder of `/proc/self`: open files, or threads.
+fn count(of: &str) -> usize {
+    std::fs::read_dir(format!("/proc/self/{of}")).unwrap().count()
+}
+
+async fn settled() -> (usize, usize) {
+    // The threads that an app ran blocking work on have been told to end and do so in their own time.
+    let before = std::cell::Cell::new((usize::MAX, usize::MAX));
+    let steady = || {
+        let now = (count("fd"), count("task"));
+        before.replace(now) == now
+    };
+    wait_until("files and threads are steady", LIMIT, steady).await.unwrap();
+    before.get()
+}
+
 #[tokio::test]
-async fn core_and_edge_start_and_stop_50_times_in_one_process() {
+async fn core_and_edge_start_and_stop_50_times_in_one_process_and_leave_nothing() {
+    let mut first = None;
     for _ in 0..50 {
-        Stack::start(Setup::new().unwrap()).await.unwrap().shutdown().await.unwrap();
+        let stack = Stack::start(Setup::new().unwrap()).await.unwrap();
+        stack.shutdown().await.unwrap();
+        if first.is_none() {
+            first = Some(settled().await);
+        }
     }
+    let (first, last) = (first.unwrap(), settled().await);
+    assert!(first.0.abs_diff(last.0) <= 2, "{} open files became {}", first.0, last.0);
+    assert!(first.1.abs_diff(last.1) <= 2, "{} threads became {}", first.1, last.1);
+}
+
+#[tokio::test]
+async fn two_live_in_one_process_stopping_twice_is_once_and_a_failed_start_leaves_nothing() {
+    let (one, other) =
+        (Stack::start(Setup::new().unwrap()).await.unwrap(), Stack::start(Setup::new().unwrap()).await.unwrap());
+    let before = settled().await;
+    // A port that is taken, and a key ring that is none: whatever was acquired before is released.
+    let taken = Setup::new().unwrap().with(|setup| setup.core.listen = one.addresses().grpc);
+    let error = Stack::start(taken).await.unwrap_err();
+    assert!(format!("{error:#}").contains(&one.addresses().grpc.to_string()), "{error:#}");
+    let keyless = Setup::new().unwrap().with(|setup| setup.core.keys.ring.clear());
+    Stack::start(keyless).await.unwrap_err();
+    let after = settled().await;
+    assert!(before.0.abs_diff(after.0) <= 2 && before.1.abs_diff(after.1) <= 2, "{before:?} became {after:?}");
+    one.cancel();
+    one.cancel();
+    one.shutdown().await.unwrap();
+    let mut client = other.connect(Transport::Grpc, "alice").await.unwrap();
+    client.open(Open::default()).await.unwrap();
+    other.shutdown().await.unwrap();
 }
 
 #[tokio::test]

@@ -3,18 +3,20 @@
 //! passed on; and each call is counted by method and code.
 
 use std::{
+    panic::AssertUnwindSafe,
     pin::Pin,
     sync::LazyLock,
     task::{Context, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use chatbox_proto::{
     FILE_DESCRIPTOR_SET,
     error_code::ErrorCode,
-    status::{Failure, generic_reason},
+    status::{Failure, generic_message, generic_reason},
 };
+use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use prost::Message as _;
@@ -27,17 +29,25 @@ use crate::metrics::Metrics;
 const GRPC_STATUS: &str = "grpc-status";
 const DETAILS: &str = "grpc-status-details-bin";
 
+/// So much sooner than tonic's own limit.
+const AHEAD: Duration = Duration::from_millis(5);
+
+/// Longer than any limit of tonic's.
+const STREAM_HEAD: Duration = Duration::from_secs(3600);
+
 /// Wraps a service with [`Details`].
 #[derive(Debug, Clone)]
 pub(super) struct DetailsLayer {
     pub(super) metrics: Metrics,
+    /// A unary call takes at most this long.
+    pub(super) call_timeout: Duration,
 }
 
 impl<S> Layer<S> for DetailsLayer {
     type Service = Details<S>;
 
     fn layer(&self, inner: S) -> Details<S> {
-        Details { inner, metrics: self.metrics.clone() }
+        Details { inner, metrics: self.metrics.clone(), call_timeout: self.call_timeout }
     }
 }
 
@@ -46,6 +56,20 @@ impl<S> Layer<S> for DetailsLayer {
 pub(super) struct Details<S> {
     inner: S,
     metrics: Metrics,
+    call_timeout: Duration,
+}
+
+impl<S> Details<S> {
+    /// Until the head of the answer: the server's limit, or the client's when that is sooner.
+    fn limit(&self, headers: &HeaderMap, path: &str) -> Duration {
+        if method(path).streams {
+            // Their head comes at once; tonic's limit will do.
+            return STREAM_HEAD;
+        }
+        let asked = headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.to_str().ok()?));
+        let limit = asked.map_or(self.call_timeout, |asked| asked.min(self.call_timeout));
+        limit.saturating_sub(AHEAD)
+    }
 }
 
 impl<S> Service<Request<Body>> for Details<S>
@@ -63,17 +87,49 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let limit = self.limit(request.headers(), request.uri().path());
         let count =
             Count { metrics: self.metrics.clone(), method: method(request.uri().path()), started: Instant::now() };
         let answer = self.inner.call(request);
         Box::pin(async move {
-            let (mut head, body) = answer.await?.into_parts();
+            // tonic's own time limit lies outside this layer, and its status would have no details: this one comes first.
+            let answer = AssertUnwindSafe(tokio::time::timeout(limit, answer)).catch_unwind().await;
+            let response = match answer {
+                Ok(Ok(response)) => response?,
+                Ok(Err(_)) => Status::from(Failure::new(
+                    ErrorCode::DeadlineExceeded,
+                    "DEADLINE_EXCEEDED",
+                    generic_message(ErrorCode::DeadlineExceeded),
+                ))
+                .into_http(),
+                // The panic hook has logged and counted it.
+                Err(_) => Status::from(Failure::internal()).into_http(),
+            };
+            let (mut head, body) = response.into_parts();
             if head.headers.contains_key(GRPC_STATUS) {
                 count.status(complete(&mut head.headers));
                 return Ok(Response::from_parts(head, body));
             }
             Ok(Response::from_parts(head, Body::new(Trailers { body, count: Some(count) })))
         })
+    }
+}
+
+/// At most 8 digits and a unit: <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>.
+fn grpc_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let value: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(value * 3600)),
+        "M" => Some(Duration::from_secs(value * 60)),
+        "S" => Some(Duration::from_secs(value)),
+        "m" => Some(Duration::from_millis(value)),
+        "u" => Some(Duration::from_micros(value)),
+        "n" => Some(Duration::from_nanos(value)),
+        _ => None,
     }
 }
 
@@ -131,7 +187,9 @@ fn complete(headers: &mut HeaderMap) -> Code {
     if code == Code::Ok || headers.contains_key(DETAILS) {
         return code;
     }
-    let own = Status::from(Failure::from(&status));
+    // A message above the limit is out of range to tonic, and an exhausted resource to everybody else.
+    let code = if code == Code::OutOfRange { Code::ResourceExhausted } else { code };
+    let own = Status::from(Failure::from(&Status::new(code, "")));
     let mut replaced = HeaderMap::new();
     if own.add_header(&mut replaced).is_ok() {
         for (name, value) in replaced {
@@ -221,6 +279,20 @@ mod tests {
         let mut map = headers(&Status::ok(""));
         assert_eq!(complete(&mut map), Code::Ok);
         assert!(!map.contains_key(DETAILS));
+    }
+
+    #[test]
+    fn a_message_above_the_limit_is_an_exhausted_resource() {
+        assert_eq!(complete(&mut headers(&Status::out_of_range("too large"))), Code::ResourceExhausted);
+    }
+
+    #[test]
+    fn the_clients_deadline_is_read_as_the_protocol_says() {
+        assert_eq!(grpc_timeout("2S"), Some(Duration::from_secs(2)));
+        assert_eq!(grpc_timeout("150m"), Some(Duration::from_millis(150)));
+        for junk in ["", "S", "2", "2s", "-1S", "123456789S", "2\u{e9}"] {
+            assert_eq!(grpc_timeout(junk), None, "{junk}");
+        }
     }
 
     #[test]

@@ -164,7 +164,7 @@ impl GrpcServer {
         let v1alpha = reflection().build_v1alpha()?;
         let incoming = connections(listener, limits.connections, metrics.connections.clone());
         server
-            .layer(DetailsLayer { metrics })
+            .layer(DetailsLayer { metrics, call_timeout: limits.call_timeout })
             .add_service(core)
             .add_service(admin)
             .add_service(health)

@@ -6,3 +6,18 @@
 #![expect(clippy::wildcard_enum_match_arm, reason = "who waits for one kind of event passes over all others")]
 
 pub mod harness;
+
+#[cfg(test)]
+mod scenarios {
+    //! One file for each behaviour, against real processes and real servers.
+
+    mod conversation;
+    mod crash;
+    mod dev;
+    mod foreign_clients;
+    mod identity;
+    mod lifecycle;
+    mod provider_faults;
+    mod real_model;
+    mod samples;
+}

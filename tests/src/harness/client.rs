@@ -1,5 +1,7 @@
 //! One conversation, the same over every transport: a scenario written once runs on all three.
 
+use std::net::SocketAddr;
+
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use chatbox_proto::v1::{
     ChatRequest, Entry, Error,
@@ -9,7 +11,6 @@ use chatbox_proto::v1::{
 };
 
 use super::{
-    dev::Addresses,
     grpc::{self, GrpcChat},
     wait::{LIMIT, within},
     ws::{Auth, Connect, Encoding, Ws},
@@ -17,6 +18,15 @@ use super::{
 
 /// Events that are kept for a failure's report; a scenario that needs more looks at them as they come.
 const KEPT: usize = 10_000;
+
+/// Where a running product listens.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// The edge.
+    pub http: SocketAddr,
+    /// Core.
+    pub grpc: SocketAddr,
+}
 
 /// How a caller reaches the product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! What scenarios are written with.
 //!
-//! Servers: [`dev`] (the real `chatbox dev`), [`provider`] (an OpenAI-compatible server that follows a script), [`llmock`],
+//! The product: [`stack`] (core and edge in this process), [`pair`] (the two binaries), [`dev`] (the real `chatbox dev`).
+//! Servers: [`provider`] (an OpenAI-compatible server that follows a script), [`llmock`],
 //! [`llama`] (a real model), [`jwks`] (a key set), [`proxy`] (a network that misbehaves). Clients: [`client`] over
 //! [`ws`] in both encodings and over [`grpc`], [`http`], foreign ones in [`programs`]. Around them: [`process`], [`tools`], [`ports`], [`token`],
 //! [`history`], [`wait`].
@@ -17,11 +18,13 @@ pub mod http;
 pub mod jwks;
 pub mod llama;
 pub mod llmock;
+pub mod pair;
 pub mod ports;
 pub mod process;
 pub mod programs;
 pub mod provider;
 pub mod proxy;
+pub mod stack;
 pub mod token;
 pub mod tools;
 pub mod wait;

@@ -271,7 +271,7 @@ mod tests {
     #[tokio::test]
     async fn an_open_connection_is_small() {
         let edge = edge_with(config(), &FakeCore::new());
-        let upgrade = hyper::upgrade::on(&mut http::Request::new(axum::body::Body::empty()));
+        let upgrade = hyper::upgrade::on(http::Request::new(axum::body::Body::empty()));
         let caller = auth::caller("", [192, 0, 2, 1].into(), &HeaderMap::new());
         let handshake = Handshake { dialect: Dialect::Json, caller, identity: None };
         let task = size_of_val(&serve(edge, upgrade, handshake));

@@ -121,6 +121,7 @@ impl Talk {
     /// Tries until the stream is back, with pauses that grow and differ, so that not all clients come at once.
     async fn come_back(&mut self, resume: Resume) -> Result<Link> {
         let mut least = resume.after;
+        let mut told = false;
         loop {
             ensure!(self.tries < MAX_TRIES, "the connection broke and did not come back");
             self.tries += 1;
@@ -130,9 +131,19 @@ impl Talk {
             least = Duration::ZERO;
             let opening = self.conversation.opening();
             match Link::open(self.client.core()?, opening).await {
-                Ok(link) => return Ok(link),
+                Ok(link) => {
+                    if told {
+                        self.view.notice("the connection is back")?;
+                    }
+                    return Ok(link);
+                }
                 Err(status) if !self.may_resume(&status) => return Err(self.client.explain(&status)),
-                Err(_) => {}
+                Err(_) if told || self.manner == Manner::Program => {}
+                // Most breaks are over before anybody could read this.
+                Err(_) => {
+                    told = true;
+                    self.view.notice("the connection broke; coming back…")?;
+                }
             }
         }
     }
@@ -166,7 +177,7 @@ impl Talk {
                 let _ = link.send(&request("detach", Frame::Detach(chat_request::Detach {})));
                 return Ok(End::Left(if self.failed { FAILED } else { DONE }));
             }
-            if takes_input && !self.conversation.reply_runs() {
+            if takes_input && self.conversation.is_idle() && !self.conversation.reply_runs() {
                 self.view.prompt()?;
             }
             tokio::select! {

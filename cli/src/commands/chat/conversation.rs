@@ -75,8 +75,8 @@ pub(crate) struct Conversation {
     /// A person holds the session: our messages get no reply.
     held: bool,
     ended: bool,
-    /// The last heartbeat named a head that we do not have.
-    behind: bool,
+    /// The head that the last heartbeat of this stream named.
+    promised: Option<u64>,
 }
 
 impl Conversation {
@@ -148,7 +148,7 @@ impl Conversation {
             model: if self.is_open() { String::new() } else { self.model.clone() },
             ..chat_request::Open::default()
         };
-        (self.resume, self.refusal, self.behind, self.close_code) = (None, None, false, 0);
+        (self.resume, self.refusal, self.promised, self.close_code) = (None, None, None, 0);
         std::iter::once(request(OPEN, Frame::Open(open))).chain(self.outbox.unknown()).collect()
     }
 
@@ -174,12 +174,11 @@ impl Conversation {
             Event::Ack(ack) => self.ack(ack),
             Event::Error(error) => self.error(error),
             Event::Heartbeat(heartbeat) => {
-                // A delivery may be on its way when a heartbeat is made; two heartbeats later it is not.
-                let behind = heartbeat.head > self.position.unwrap_or(heartbeat.head);
-                if behind && self.behind {
+                // Deliveries may be on their way when a heartbeat is made; by the next one they are not.
+                let position = self.position.unwrap_or_default();
+                if self.promised.replace(heartbeat.head).is_some_and(|promised| promised > position) {
                     self.resume = Some(Resume { after: Duration::ZERO });
                 }
-                self.behind = behind;
                 Vec::new()
             }
             Event::GoingAway(away) => {

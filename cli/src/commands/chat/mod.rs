@@ -56,3 +56,27 @@ pub(crate) async fn run(args: ChatArgs, vars: Vars) -> Result<ExitCode> {
     let code = Talk::new(client, conversation, view, manner).run(input::standard_input()?, interrupts).await?;
     Ok(ExitCode::from(code))
 }
+
+/// A conversation without a terminal.
+#[cfg(test)]
+pub(crate) mod testing {
+    use std::io::Write;
+
+    use anyhow::Result;
+    use tokio::sync::mpsc;
+
+    use super::{Conversation, Manner, Talk, View};
+    pub(crate) use super::{input::Input, view::Style};
+    use crate::client::Client;
+
+    /// Runs a conversation between these ends, with the active session or a new one.
+    pub(crate) async fn chat(
+        client: Client,
+        style: Style,
+        (out, err): (Box<dyn Write>, Box<dyn Write>),
+        (input, interrupts): (mpsc::Receiver<Input>, mpsc::Receiver<()>),
+    ) -> Result<u8> {
+        let manner = if style == Style::Terminal { Manner::Person } else { Manner::Program };
+        Talk::new(client, Conversation::new("", ""), View::new(style, out, err), manner).run(input, interrupts).await
+    }
+}

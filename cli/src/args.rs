@@ -1,8 +1,11 @@
 //! The command line.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, path::PathBuf, time::Duration};
 
-use chatbox_proto::{settings, token::Role};
+use chatbox_proto::{
+    settings,
+    token::{Role, Secret},
+};
 use clap::{ArgAction, Parser, Subcommand, builder::PossibleValuesParser};
 
 const EXIT_CODES: &str = "\
@@ -125,16 +128,17 @@ pub(crate) struct ServerArgs {
     pub(crate) ca: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) data: DataArgs,
-    /// A bearer token, instead of one made with the secret in the data folder.
+    /// A bearer token, instead of one made with the secret in the data folder. Others on this machine see command lines:
+    /// the variable is the better place.
     #[arg(
         long,
         global = true,
         value_name = "TOKEN",
         env = "CHATBOX_TOKEN",
         hide_env_values = true,
-        conflicts_with = "data"
+        value_parser = secret
     )]
-    pub(crate) token: Option<String>,
+    pub(crate) token: Option<Secret>,
     /// The user to be, with a data folder. The printed link of `chatbox dev` is for `you`.
     #[arg(long, global = true, value_name = "USER", default_value = "you")]
     pub(crate) user: String,
@@ -223,6 +227,10 @@ fn roles() -> PossibleValuesParser {
     PossibleValuesParser::new(Role::ALL.map(Role::name))
 }
 
+fn secret(text: &str) -> Result<Secret, Infallible> {
+    Ok(Secret::new(text.trim()))
+}
+
 fn lifetime(text: &str) -> Result<Duration, String> {
     let lifetime = settings::duration::parse(text)?;
     if lifetime < Duration::from_secs(1) {
@@ -273,6 +281,12 @@ mod tests {
     }
 
     #[test]
+    fn a_token_on_the_command_line_is_not_shown_again() {
+        let command = parse("chatbox chat --token top.secret.token").unwrap();
+        assert!(!format!("{command:?}").contains("top"));
+    }
+
+    #[test]
     fn a_secret_from_elsewhere_needs_no_folder() {
         for line in ["chatbox token --sub a --config core.toml", "chatbox token --sub a --secret-env SECRET"] {
             assert!(parse(line).is_ok(), "{line}");
@@ -289,7 +303,6 @@ mod tests {
             "chatbox token --sub a --expires 0s",
             "chatbox token --sub a --config f --data d",
             "chatbox dev --http 8080",
-            "chatbox chat --token t --data d",
             "chatbox sessions list --limit 0",
             "chatbox sessions end",
         ] {

@@ -7,7 +7,7 @@ use chatbox_proto::{
     error_code::ErrorCode,
     settings::Vars,
     status::Failure,
-    token::Role,
+    token::{Role, Secret},
     v1::{
         CreateSessionRequest, EndSessionRequest, GetSessionRequest, ListMessagesRequest, ListMessagesResponse,
         ListModelsRequest, ListModelsResponse, ListSessionsRequest, Message, PageOrder, Session,
@@ -38,8 +38,8 @@ const MAX_ANSWER: usize = 40 << 20;
 const MAX_PAGES: usize = 50;
 const MAX_PAGE_SIZE: i32 = 1_000;
 
-/// Minted anew when it is about to expire.
-const TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
+/// Renewed when the server says that it expires, which it does an hour before at the earliest.
+const TOKEN_LIFETIME: Duration = Duration::from_secs(12 * 3600);
 
 /// Adds the token to every call.
 #[derive(Debug, Clone)]
@@ -58,7 +58,7 @@ pub(crate) type Core = ChatCoreClient<InterceptedService<Channel, Bearer>>;
 /// Where the token comes from.
 #[derive(Debug)]
 enum Credentials {
-    Given(String),
+    Given(Secret),
     /// The folder of an instance on this machine: tokens can be made as they are needed.
     Minted(Box<Minter>, Subject),
 }
@@ -89,6 +89,15 @@ impl Client {
         Ok(Self { url, channel: endpoint.connect_lazy(), credentials: credentials(args, vars)? })
     }
 
+    /// With tokens that live this long.
+    #[cfg(test)]
+    pub(crate) fn lifetime(mut self, lifetime: Duration) -> Self {
+        if let Credentials::Minted(_, subject) = &mut self.credentials {
+            subject.lifetime = lifetime;
+        }
+        self
+    }
+
     /// Whether [`token`](Self::token) can make a fresh one.
     pub(crate) fn renews_tokens(&self) -> bool {
         matches!(self.credentials, Credentials::Minted(..))
@@ -97,7 +106,7 @@ impl Client {
     /// A token that is good now.
     pub(crate) fn token(&self) -> Result<String> {
         match &self.credentials {
-            Credentials::Given(token) => Ok(token.clone()),
+            Credentials::Given(token) => Ok(token.expose().to_owned()),
             Credentials::Minted(minter, subject) => minter.mint(subject),
         }
     }
@@ -228,8 +237,8 @@ fn tls(ca: Option<&Path>) -> Result<ClientTlsConfig> {
 }
 
 fn credentials(args: &ServerArgs, vars: &Vars) -> Result<Credentials> {
-    if let Some(token) = args.token.as_deref().map(str::trim).filter(|token| !token.is_empty()) {
-        return Ok(Credentials::Given(token.to_owned()));
+    if let Some(token) = args.token.as_ref().filter(|token| !token.is_empty()) {
+        return Ok(Credentials::Given(token.clone()));
     }
     let data = DataDir::existing(&args.data.data)?;
     let subject = Subject {

@@ -80,3 +80,6 @@ pub(crate) mod testing {
         Talk::new(client, Conversation::new("", ""), View::new(style, out, err), manner).run(input, interrupts).await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -220,3 +220,114 @@ fn reason(finish: FinishReason) -> &'static str {
         FinishReason::Timeout => "the model was too slow",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::RefCell, rc::Rc};
+
+    use chatbox_proto::v1::{Reply, Sender};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Screen(Rc<RefCell<Vec<u8>>>);
+
+    impl Write for Screen {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.borrow_mut().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Screen {
+        /// Without our own colours, and with whatever else is in it.
+        fn text(&self) -> String {
+            let text = String::from_utf8(self.0.borrow().clone()).unwrap();
+            [FAILED, WARNING, LINK, STRONG, FAINT]
+                .iter()
+                .fold(text, |text, style| text.replace(&format!("{style}"), "").replace(&format!("{style:#}"), ""))
+        }
+    }
+
+    fn view(style: Style) -> (View, Screen, Screen) {
+        let (out, err) = (Screen::default(), Screen::default());
+        (View::new(style, Box::new(out.clone()), Box::new(err.clone())), out, err)
+    }
+
+    fn started(ours: bool) -> Shown {
+        Shown::ReplyStarted { model: "de\u{7}mo".to_owned(), ours }
+    }
+
+    fn text(text: &str) -> Shown {
+        Shown::ReplyText(text.to_owned())
+    }
+
+    fn ended(finish: FinishReason) -> Shown {
+        Shown::ReplyEnded { finish, usage: Some(Usage { prompt_tokens: 3, completion_tokens: 4, ..Usage::default() }) }
+    }
+
+    #[test]
+    fn a_person_sees_who_says_what_and_how_it_ended() {
+        let (mut view, out, _) = view(Style::Terminal);
+        view.set_you("alice");
+        let sender =
+            |user: &str| Some(Sender { role: SenderRole::User.into(), user_id: user.to_owned(), ..Sender::default() });
+        let said = |user: &str, text: &str| {
+            let message = Message { sender: sender(user), text: text.to_owned(), ..Message::default() };
+            Shown::Message(Box::new(message))
+        };
+        view.prompt().unwrap();
+        view.prompt().unwrap();
+        for shown in [
+            said("alice", "from my phone"),
+            said("bob\u{1b}[2J", "hi\u{1b}[31m"),
+            started(true),
+            text("one \u{1b}[3"),
+            text("1mtwo"),
+            ended(FinishReason::Length),
+            Shown::Refused("no\nway".to_owned()),
+        ] {
+            view.show(&shown).unwrap();
+        }
+        view.prompt().unwrap();
+        let expected = "> \n> from my phone\nbob > hi\ndemo\none two\n\
+            — cut at the model's limit · 3 + 4 tokens\nnot sent: no way\n> ";
+        assert_eq!(out.text(), expected);
+    }
+
+    #[test]
+    fn a_program_gets_its_own_replies_and_complaints_elsewhere() {
+        let (mut view, out, err) = view(Style::Replies);
+        for shown in [
+            started(false),
+            text("not ours"),
+            ended(FinishReason::Stop),
+            started(true),
+            text("ours\u{1b}]0;x"),
+            text("\u{7}!"),
+            ended(FinishReason::Stop),
+            started(true),
+            text("half\n"),
+            ended(FinishReason::ProviderError),
+            Shown::Refused("too long".to_owned()),
+        ] {
+            view.show(&shown).unwrap();
+        }
+        assert_eq!(out.text(), "ours!\nhalf\n");
+        let complaints = "chatbox: the reply is not complete: the model's provider failed\n\
+            chatbox: a message was not taken: too long\n";
+        assert_eq!(err.text(), complaints);
+    }
+
+    #[test]
+    fn a_stored_reply_is_shown_like_a_streamed_one() {
+        let reply = Reply { finish_reason: FinishReason::Stop.into(), model: "demo".to_owned(), ..Reply::default() };
+        let stored = Message { text: "a\u{9b}2Jb".to_owned(), reply: Some(reply), ..Message::default() };
+        let (mut view, out, _) = view(Style::Terminal);
+        view.raw(&message(&stored, "")).unwrap();
+        assert_eq!(out.text(), "demo\nab\n— complete\n");
+    }
+}

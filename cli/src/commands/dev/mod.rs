@@ -199,6 +199,10 @@ async fn announce(started: Started, json: bool, shutdown: CancellationToken) -> 
             terminal::line(&text)?;
         }
     }
+    shutdown.cancelled().await;
+    if !json {
+        terminal::line("  Stopping. Ctrl-C again stops at once.")?;
+    }
     std::future::pending().await
 }
 
@@ -235,5 +239,7 @@ fn signals(shutdown: CancellationToken) -> Result<impl Future<Output = ()>> {
     })
 }
 
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

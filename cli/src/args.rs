@@ -10,11 +10,11 @@ use clap::{ArgAction, Parser, Subcommand, builder::PossibleValuesParser};
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  done
-  1  it failed, and one line says why
-  2  the command line is wrong
-  64 a setting is wrong
-  130 left by Ctrl-C";
+    0  done
+    1  it failed, and one line says why
+    2  the command line is wrong
+   64  a setting is wrong
+  130  a conversation was left by Ctrl-C";
 
 /// Chatbox on this machine: run it, talk to it, make tokens for it.
 #[derive(Debug, Parser)]
@@ -70,7 +70,7 @@ pub(crate) struct DevArgs {
 /// Where an instance keeps its things.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct DataArgs {
-    /// Folder of the instance: database, keys, token secret. Made when it is not there.
+    /// Folder of the instance: database, keys, token secret. `chatbox dev` and `chatbox token` make it.
     #[arg(long, global = true, value_name = "DIR", default_value = ".chatbox")]
     pub(crate) data: PathBuf,
 }
@@ -158,9 +158,9 @@ Examples:
   printf 'one\\ntwo\\n' | chatbox chat --json | jq -c .replyDelta.text
 
 Exit codes:
-  0  left, or all messages were answered
-  1  it failed, or a message got no complete reply
-  130 left by Ctrl-C")]
+    0  left, or all messages were answered
+    1  it failed, or a message got no complete reply
+  130  left by Ctrl-C")]
 pub(crate) struct ChatArgs {
     #[command(flatten)]
     pub(crate) server: ServerArgs,

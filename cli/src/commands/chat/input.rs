@@ -97,7 +97,7 @@ impl Command {
 
 /// What the commands do.
 pub(super) const HELP: &str = "\
-/new [MODEL]  end this session and begin another
+/new [MODEL]  begin another session; where only one may be active, this one ends
 /end          end this session
 /models       the models that can answer
 /quit         leave; the session goes on, and so does a running reply

@@ -13,7 +13,8 @@ use std::{
     },
 };
 
-use tracing_subscriber::{EnvFilter, Layer, Registry, layer::SubscriberExt as _};
+use tracing::{Level, Metadata};
+use tracing_subscriber::{EnvFilter, Layer, Registry, filter::filter_fn, layer::SubscriberExt as _};
 
 use crate::config::{LogConfig, LogFormat};
 
@@ -37,8 +38,15 @@ pub fn init(log: &LogConfig) -> Result<(), FilterError> {
         LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
     };
     // An error means that there is one: a second server in this process, or a test with its own.
-    let _ = tracing::subscriber::set_global_default(Registry::default().with(lines.with_filter(filter)));
+    let subscriber = Registry::default().with(lines.with_filter(filter)).with(filter_fn(shows_no_payload));
+    let _ = tracing::subscriber::set_global_default(subscriber);
     Ok(())
+}
+
+/// Below info, the WebSocket library (an edge may run in this process) writes whole frames: texts and tokens. No filter of
+/// an operator's may bring them out.
+fn shows_no_payload(metadata: &Metadata<'_>) -> bool {
+    *metadata.level() <= Level::INFO || !metadata.target().starts_with("tungstenite")
 }
 
 /// What is done with a panic besides logging and counting it.

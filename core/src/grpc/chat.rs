@@ -94,7 +94,6 @@ impl Connection {
                         }
                     }
                     Err(status) => {
-                        tracing::debug!(code = ?status.code(), "a chat stream broke");
                         self.broken(&status);
                         break;
                     }
@@ -112,16 +111,6 @@ impl Connection {
         }
         // Whoever got here first has said why; in order otherwise.
         self.queue.close(Closed::Done);
-    }
-
-    /// The frames cannot be read any further: a frame above the limit of messages, or a transport that broke.
-    fn broken(&self, status: &Status) {
-        // What tonic says of a message above its limit.
-        if status.code() == Code::OutOfRange {
-            self.end_with(String::new(), frame_too_big(), close::TOO_BIG);
-        } else {
-            self.queue.close(Closed::Failed(Failure::from(status)));
-        }
     }
 
     async fn frame(&mut self, bytes: Bytes) -> Next {
@@ -251,6 +240,18 @@ impl Connection {
         error.close_code = close_code.into();
         self.queue.push(event::encode(response::Event::Error(error)));
         self.queue.close(Closed::Failed(failure));
+    }
+
+    /// No further frame can be read. When the client is gone nobody hears this; when it sent what cannot be taken, the
+    /// stream must not look as if it had ended well.
+    fn broken(&self, status: &Status) {
+        tracing::debug!(code = ?status.code(), "a chat stream broke");
+        if status.code() == Code::OutOfRange {
+            // tonic's word for a message above the limit, which it refuses by its announced length.
+            self.end_with(String::new(), frame_too_big(), close::TOO_BIG);
+        } else {
+            self.queue.close(Closed::Failed(Failure::from(status)));
+        }
     }
 
     /// The room ended under a live stream, which only a fault does: the client comes back to a new one.

@@ -1,6 +1,7 @@
 //! One layer over everything the server answers: each failed call carries google.rpc details with exactly one `ErrorInfo`,
-//! tonic's own failures included (no such method, a message that does not decode, a limit, a deadline), whose text is not
-//! passed on; and each call is counted by method and code.
+//! tonic's own failures included (no such method, a message that does not decode, a limit), whose text is not passed on;
+//! and each call is counted by method and code. Deadlines are kept here: tonic's own, further out, end a call without
+//! details.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -29,17 +30,11 @@ use crate::metrics::Metrics;
 const GRPC_STATUS: &str = "grpc-status";
 const DETAILS: &str = "grpc-status-details-bin";
 
-/// So much sooner than tonic's own limit.
-const AHEAD: Duration = Duration::from_millis(5);
-
-/// Longer than any limit of tonic's.
-const STREAM_HEAD: Duration = Duration::from_secs(3600);
-
 /// Wraps a service with [`Details`].
 #[derive(Debug, Clone)]
 pub(super) struct DetailsLayer {
     pub(super) metrics: Metrics,
-    /// A unary call takes at most this long.
+    /// Until the head of the answer is there: all of a unary call, the beginning of a stream.
     pub(super) call_timeout: Duration,
 }
 
@@ -59,19 +54,6 @@ pub(super) struct Details<S> {
     call_timeout: Duration,
 }
 
-impl<S> Details<S> {
-    /// Until the head of the answer: the server's limit, or the client's when that is sooner.
-    fn limit(&self, headers: &HeaderMap, path: &str) -> Duration {
-        if method(path).streams {
-            // Their head comes at once; tonic's limit will do.
-            return STREAM_HEAD;
-        }
-        let asked = headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.to_str().ok()?));
-        let limit = asked.map_or(self.call_timeout, |asked| asked.min(self.call_timeout));
-        limit.saturating_sub(AHEAD)
-    }
-}
-
 impl<S> Service<Request<Body>> for Details<S>
 where
     S: Service<Request<Body>, Response = Response<Body>> + Send,
@@ -87,25 +69,23 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let limit = self.limit(request.headers(), request.uri().path());
         let count =
             Count { metrics: self.metrics.clone(), method: method(request.uri().path()), started: Instant::now() };
+        let wanted = client_timeout(request.headers());
+        // Made now and not when it is first waited for, so that it is over before tonic's own.
+        let deadline = tokio::time::sleep(wanted.map_or(self.call_timeout, |wanted| wanted.min(self.call_timeout)));
         let answer = self.inner.call(request);
         Box::pin(async move {
-            // tonic's own time limit lies outside this layer, and its status would have no details: this one comes first.
-            let answer = AssertUnwindSafe(tokio::time::timeout(limit, answer)).catch_unwind().await;
-            let response = match answer {
-                Ok(Ok(response)) => response?,
-                Ok(Err(_)) => Status::from(Failure::new(
-                    ErrorCode::DeadlineExceeded,
-                    "DEADLINE_EXCEEDED",
-                    generic_message(ErrorCode::DeadlineExceeded),
-                ))
-                .into_http(),
-                // The panic hook has logged and counted it.
-                Err(_) => Status::from(Failure::internal()).into_http(),
+            let answer = tokio::select! {
+                biased;
+                answer = AssertUnwindSafe(answer).catch_unwind() => match answer {
+                    Ok(answer) => answer?,
+                    // The panic hook has logged and counted it.
+                    Err(_) => Status::from(Failure::internal()).into_http(),
+                },
+                () = deadline => too_late().into_http(),
             };
-            let (mut head, body) = response.into_parts();
+            let (mut head, body) = answer.into_parts();
             if head.headers.contains_key(GRPC_STATUS) {
                 count.status(complete(&mut head.headers));
                 return Ok(Response::from_parts(head, body));
@@ -115,22 +95,28 @@ where
     }
 }
 
-/// At most 8 digits and a unit: <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>.
-fn grpc_timeout(text: &str) -> Option<Duration> {
+/// The header `grpc-timeout`: at most eight digits and a unit. What is not one is ignored.
+fn client_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+    if digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
-    let value: u64 = digits.parse().ok()?;
-    match unit {
-        "H" => Some(Duration::from_secs(value * 3600)),
-        "M" => Some(Duration::from_secs(value * 60)),
-        "S" => Some(Duration::from_secs(value)),
-        "m" => Some(Duration::from_millis(value)),
-        "u" => Some(Duration::from_micros(value)),
-        "n" => Some(Duration::from_nanos(value)),
-        _ => None,
-    }
+    let count: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+fn too_late() -> Status {
+    let code = ErrorCode::DeadlineExceeded;
+    Failure::new(code, generic_reason(code), generic_message(code)).into()
 }
 
 struct Count {
@@ -187,9 +173,15 @@ fn complete(headers: &mut HeaderMap) -> Code {
     if code == Code::Ok || headers.contains_key(DETAILS) {
         return code;
     }
-    // A message above the limit is out of range to tonic, and an exhausted resource to everybody else.
+    let failure = match code {
+        // tonic's word for a message above the limit. No position of ours is ever sent without details.
+        Code::OutOfRange => {
+            Failure::new(ErrorCode::ResourceExhausted, "MESSAGE_TOO_BIG", "the message is longer than the limit")
+        }
+        _ => Failure::from(&status),
+    };
     let code = if code == Code::OutOfRange { Code::ResourceExhausted } else { code };
-    let own = Status::from(Failure::from(&Status::new(code, "")));
+    let own = Status::from(failure);
     let mut replaced = HeaderMap::new();
     if own.add_header(&mut replaced).is_ok() {
         for (name, value) in replaced {
@@ -267,6 +259,31 @@ mod tests {
     }
 
     #[test]
+    fn a_message_above_the_limit_is_a_limit_and_no_position() {
+        let mut map = headers(&Status::out_of_range("decoded message length too large: found 5242880 bytes"));
+        assert_eq!(complete(&mut map), Code::ResourceExhausted);
+        let status = Status::from_header_map(&map).unwrap();
+        let info = status.get_error_details().error_info().unwrap().reason.clone();
+        assert_eq!((status.code(), info.as_str()), (Code::ResourceExhausted, "MESSAGE_TOO_BIG"));
+    }
+
+    #[test]
+    fn a_deadline_is_read_in_every_unit_and_junk_is_none() {
+        let read = |text: &str| {
+            client_timeout(&HeaderMap::from_iter([("grpc-timeout".parse().unwrap(), text.parse().unwrap())]))
+        };
+        for (text, millis) in
+            [("2H", 7_200_000), ("1M", 60_000), ("3S", 3_000), ("4m", 4), ("5000u", 5), ("6000000n", 6)]
+        {
+            assert_eq!(read(text), Some(Duration::from_millis(millis)), "{text}");
+        }
+        for junk in ["", "1", "S", "-1S", "123456789S", "1x"] {
+            assert_eq!(read(junk), None, "{junk}");
+        }
+        assert_eq!(client_timeout(&HeaderMap::new()), None);
+    }
+
+    #[test]
     fn a_status_of_ours_is_left_alone() {
         let mut map = headers(&Status::from(Failure::session_not_found()));
         let before = map.clone();
@@ -279,20 +296,6 @@ mod tests {
         let mut map = headers(&Status::ok(""));
         assert_eq!(complete(&mut map), Code::Ok);
         assert!(!map.contains_key(DETAILS));
-    }
-
-    #[test]
-    fn a_message_above_the_limit_is_an_exhausted_resource() {
-        assert_eq!(complete(&mut headers(&Status::out_of_range("too large"))), Code::ResourceExhausted);
-    }
-
-    #[test]
-    fn the_clients_deadline_is_read_as_the_protocol_says() {
-        assert_eq!(grpc_timeout("2S"), Some(Duration::from_secs(2)));
-        assert_eq!(grpc_timeout("150m"), Some(Duration::from_millis(150)));
-        for junk in ["", "S", "2", "2s", "-1S", "123456789S", "2\u{e9}"] {
-            assert_eq!(grpc_timeout(junk), None, "{junk}");
-        }
     }
 
     #[test]

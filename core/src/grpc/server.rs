@@ -142,7 +142,6 @@ impl GrpcServer {
             tonic_health::server::HealthService::from_health_reporter(health),
         );
         let mut server = Server::builder()
-            .timeout(limits.call_timeout)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_adaptive_window(Some(false))

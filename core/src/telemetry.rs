@@ -13,12 +13,20 @@ use std::{
     },
 };
 
-use tracing_subscriber::{EnvFilter, Layer, Registry, layer::SubscriberExt as _};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry,
+    filter::{FilterExt as _, filter_fn},
+    layer::SubscriberExt as _,
+};
 
 use crate::config::{LogConfig, LogFormat};
 
 static PANICS: AtomicU64 = AtomicU64::new(0);
 static HOOK: Once = Once::new();
+
+/// When an edge shares the process: logs every frame with its payload, tokens and messages included, at its finest level.
+/// Never shown, whatever the filter.
+const SHOWS_PAYLOADS: &str = "tungstenite";
 
 /// The filter cannot be read. [`Config::check`](crate::config::Config::check) refuses such a one.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +39,7 @@ pub struct FilterError(#[from] tracing_subscriber::filter::ParseError);
 /// For a filter that cannot be read.
 pub fn init(log: &LogConfig) -> Result<(), FilterError> {
     let filter = EnvFilter::try_new(&log.filter)?;
+    let filter = filter.and(filter_fn(|line| !line.target().starts_with(SHOWS_PAYLOADS)));
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines: Box<dyn Layer<Registry> + Send + Sync> = match log.format {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),

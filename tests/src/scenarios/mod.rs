@@ -3,4 +3,8 @@
 mod conversation;
 mod generation_faults;
 mod generation_panic;
+mod generation_stop;
+mod generation_text;
+mod resume;
+mod resume_crash;
 mod transcript;

@@ -2,31 +2,44 @@
 
 use std::io::IsTerminal as _;
 
+use tracing::{Level, Metadata};
 use tracing_subscriber::{
-    EnvFilter, Layer as _,
+    EnvFilter, Layer as _, Registry,
     filter::{FilterExt as _, filter_fn},
-    layer::SubscriberExt as _,
+    layer::{Filter, SubscriberExt as _},
     util::SubscriberInitExt as _,
 };
 
 use crate::config::{LogConfig, LogFormat};
 
-/// Logs every frame with its payload, tokens and messages included, at its finest level: never shown, whatever the filter.
-const SHOWS_PAYLOADS: &str = "tungstenite";
+/// Libraries that log what they carry (headers, frames) when asked for details. No filter reaches below this for them.
+const CARRIERS: [&str; 9] =
+    ["tungstenite", "tokio_tungstenite", "hyper", "hyper_util", "h2", "tonic", "reqwest", "rustls", "axum"];
+
+/// The filter of a configuration.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn filter(text: &str) -> anyhow::Result<impl Filter<Registry> + use<>> {
+    Ok(EnvFilter::try_new(text)?.and(filter_fn(|line| *line.level() <= Level::INFO || !is_of_a_carrier(line))))
+}
+
+fn is_of_a_carrier(line: &Metadata<'_>) -> bool {
+    let library = line.target().split("::").next().unwrap_or_default();
+    CARRIERS.contains(&library)
+}
 
 /// Installs the subscriber, and a panic hook that writes one line into it instead of to the terminal.
 ///
 /// # Errors
 /// For a filter that cannot be read, or when there is a subscriber already.
 pub fn install(config: &LogConfig) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&config.filter)?;
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = match config.format {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
         LogFormat::Json => lines.json().boxed(),
     };
-    let filter = filter.and(filter_fn(|line| !line.target().starts_with(SHOWS_PAYLOADS)));
-    tracing_subscriber::registry().with(lines.with_filter(filter)).try_init()?;
+    tracing_subscriber::registry().with(lines.with_filter(filter(&config.filter)?)).try_init()?;
     std::panic::set_hook(Box::new(|panic| {
         // The place only: the text of a panic may quote what was being handled.
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
@@ -34,4 +47,27 @@ pub fn install(config: &LogConfig) -> anyhow::Result<()> {
         tracing::error!(panic.place = place, panic.backtrace = %backtrace, "panicked");
     }));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn no_filter_makes_libraries_log_what_they_carry() {
+        for text in
+            ["trace", "trace,tungstenite=trace,h2=trace", "info,hyper=debug", "tungstenite::protocol=trace,h2=warn"]
+        {
+            let lines = tracing_subscriber::fmt::layer().with_writer(std::io::sink);
+            let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter(text).unwrap()));
+            tracing::subscriber::with_default(subscriber, || {
+                assert!(!tracing::enabled!(target: "tungstenite::protocol", Level::TRACE), "{text}");
+                assert!(!tracing::enabled!(target: "h2::codec", Level::TRACE), "{text}");
+                assert!(!tracing::enabled!(target: "hyper::proto", Level::DEBUG), "{text}");
+                assert!(tracing::enabled!(target: "h2", Level::WARN), "{text}");
+            });
+        }
+    }
 }

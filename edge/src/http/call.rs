@@ -96,13 +96,8 @@ async fn add_body(
         let failure = Failure::invalid("content-type", "must be application/json");
         return Err(HttpFailure::with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE, failure));
     }
-    let body: Map<String, Value> = json::from_slice(&body).map_err(|mut failure| {
-        // The whole text is called a frame there.
-        for (field, _) in failure.violations.iter_mut().filter(|(field, _)| field == "frame") {
-            *field = "body".into();
-        }
-        failure
-    })?;
+    let body: Map<String, Value> =
+        serde_json::from_slice(&body).map_err(|_| Failure::invalid("body", "must be a JSON object"))?;
     Ok(body.into_iter().try_for_each(|(name, value)| add(fields, name, value))?)
 }
 

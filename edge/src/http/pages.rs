@@ -26,6 +26,12 @@ include!(concat!(env!("OUT_DIR"), "/pages.rs"));
 
 const INDEX: &str = "index.html";
 
+/// Whether the web page is part of this build.
+#[must_use]
+pub fn is_built() -> bool {
+    find(INDEX).is_some()
+}
+
 const NOT_BUILT: Page = Page {
     path: INDEX,
     content_type: "text/html; charset=utf-8",

@@ -34,6 +34,8 @@ pub(super) struct Socket<S> {
     ws: WebSocket<Bridge<S>>,
     /// Reading is over: the close handshake is done, or the peer is gone or broke the framing.
     ended: bool,
+    /// Both close frames were exchanged: nothing can be on its way any more.
+    clean: bool,
 }
 
 /// A tokio stream as the blocking one that tungstenite wants: "would block" stands for pending.
@@ -106,7 +108,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         } else {
             WebSocket::from_partially_read(bridge, read.into(), Role::Server, Some(limits))
         };
-        Self { ws, ended: false }
+        Self { ws, ended: false, clean: false }
     }
 
     /// Another limit for frames of the client.
@@ -129,7 +131,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             Ok(Message::Binary(bytes)) => Incoming::Binary(bytes),
             Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => Incoming::Control,
             Ok(Message::Close(frame)) => Incoming::Close(frame.map_or(1005, |frame| frame.code.into())),
-            Err(error) => broken(&error),
+            Err(error) => {
+                self.clean |= matches!(error, Error::ConnectionClosed);
+                broken(&error)
+            }
         };
         self.ended |= matches!(incoming, Incoming::Broken(..));
         Poll::Ready(incoming)
@@ -179,7 +184,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         };
         let half = limit / 2;
         let _ = tokio::time::timeout(half, closing).await;
-        let _ = tokio::time::timeout(half, self.linger()).await;
+        if !self.clean {
+            let _ = tokio::time::timeout(half, self.linger()).await;
+        }
     }
 
     /// Says that nothing more comes, and reads until the peer does so too.

@@ -6,8 +6,7 @@ use anyhow::{Result, ensure};
 use tempfile::TempDir;
 
 use super::{
-    client::{Client, Transport},
-    dev::Addresses,
+    client::{Addresses, Client, Transport},
     grpc::{self, Core},
     http::{Http, client},
     metrics::gauge,

@@ -18,8 +18,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{
-    client::{Client, Transport},
-    dev::Addresses,
+    client::{Addresses, Client, Transport},
     grpc::{self, Core},
     http::{Http, client},
     metrics::gauge,

@@ -12,8 +12,7 @@ use chatbox_proto::v1::{
 
 use super::transcript::{Transcript, all_answered};
 use crate::harness::{
-    client::{Answer, Client, Transport, finished},
-    dev::Addresses,
+    client::{Addresses, Answer, Client, Transport, finished},
     gate::Gate,
     history,
     provider::{Provider, Script},

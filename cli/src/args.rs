@@ -1,0 +1,169 @@
+//! The command line.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use chatbox_proto::{settings, token::Role};
+use clap::{ArgAction, Parser, Subcommand, builder::PossibleValuesParser};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  it failed, and one line says why
+  2  the command line is wrong
+  64 a setting is wrong";
+
+/// Chatbox on this machine: run it, talk to it, make tokens for it.
+#[derive(Debug, Parser)]
+#[command(name = "chatbox", version, after_help = EXIT_CODES, disable_help_subcommand = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Dev(DevArgs),
+    Token(TokenArgs),
+}
+
+/// Run the whole product in one process, and print a link to open.
+///
+/// Core and edge run on an embedded database in the data folder. Models of an Ollama or llama.cpp server on this machine
+/// are offered beside the built-in demo model. Every setting of the two binaries is also a variable here: those of core
+/// begin with CHATBOX_CORE_, those of the edge with CHATBOX_EDGE_, and both read CHATBOX_.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "\
+Examples:
+  chatbox dev
+  chatbox dev --http 127.0.0.1:3000 --grpc 127.0.0.1:3001 --data /tmp/try
+  chatbox dev --json | jq -r .url
+  CHATBOX_PROVIDERS_OPENAI_API_KEY=sk-… CHATBOX_MODELS='[{id = \"gpt-4.1-mini\"}]' chatbox dev
+
+Ctrl-C or SIGTERM drains and stops; a second one stops at once.")]
+pub(crate) struct DevArgs {
+    /// Where browsers connect to [default: 127.0.0.1:8080]; port 0 takes a free one.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) http: Option<SocketAddr>,
+    /// Where gRPC clients connect to [default: 127.0.0.1:50051]; port 0 takes a free one.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) grpc: Option<SocketAddr>,
+    #[command(flatten)]
+    pub(crate) data: DataArgs,
+    /// Do not look for model servers on this machine.
+    #[arg(long)]
+    pub(crate) no_local_models: bool,
+    /// Log more: -v what happens, -vv everything of ours. CHATBOX_LOG_FILTER says it exactly.
+    #[arg(short, long, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// Print one line of JSON with addresses, link and token instead of the banner.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Where an instance keeps its things.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct DataArgs {
+    /// Folder of the instance: database, keys, token secret. Made when it is not there.
+    #[arg(long, value_name = "DIR", default_value = ".chatbox")]
+    pub(crate) data: PathBuf,
+}
+
+/// Print a token that an instance accepts.
+///
+/// For the instance of `chatbox dev` in a data folder, or for a core that is configured with HS256. Issuer and audience
+/// are taken from the settings. Whoever has the token is the user it names.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "\
+Examples:
+  chatbox token --sub alice
+  chatbox token --data /tmp/try --sub root --role admin --expires 15m
+  chatbox token --sub indexer --role service --scope generate
+  chatbox token --config core.toml --sub alice
+  grpcurl -plaintext -H \"authorization: Bearer $(chatbox token --sub alice)\" \\
+    127.0.0.1:50051 chatbox.v1.ChatCore/ListModels")]
+pub(crate) struct TokenArgs {
+    #[command(flatten)]
+    pub(crate) data: DataArgs,
+    /// Take secret, issuer and audience from core's TOML file instead.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "secret_env"])]
+    pub(crate) config: Option<PathBuf>,
+    /// Take the secret from this variable instead.
+    #[arg(long, value_name = "NAME", conflicts_with = "data")]
+    pub(crate) secret_env: Option<String>,
+    /// The user: 1 to 255 bytes.
+    #[arg(long, value_name = "USER")]
+    pub(crate) sub: String,
+    /// What the user may be; may be given several times.
+    #[arg(long = "role", value_name = "ROLE", default_value = "user", value_parser = roles())]
+    pub(crate) roles: Vec<String>,
+    /// Name to show to others.
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub(crate) name: String,
+    /// What a service may do; may be given several times.
+    #[arg(long = "scope", value_name = "SCOPE")]
+    pub(crate) scopes: Vec<String>,
+    /// How long it is valid, like 15m or 12h.
+    #[arg(long, value_name = "TIME", default_value = "12h", value_parser = lifetime)]
+    pub(crate) expires: Duration,
+    /// Print one line of JSON instead of the bare token.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn roles() -> PossibleValuesParser {
+    PossibleValuesParser::new(Role::ALL.map(Role::name))
+}
+
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let lifetime = settings::duration::parse(text)?;
+    if lifetime < Duration::from_secs(1) {
+        return Err("must be at least 1s".to_owned());
+    }
+    Ok(lifetime)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Command, clap::Error> {
+        Args::try_parse_from(line.split(' ')).map(|args| args.command)
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn dev_needs_nothing() {
+        let Ok(Command::Dev(args)) = parse("chatbox dev") else { panic!("not dev") };
+        assert_eq!((args.http, args.grpc, args.data.data), (None, None, PathBuf::from(".chatbox")));
+    }
+
+    #[test]
+    fn a_token_is_for_a_user_for_twelve_hours_unless_told_otherwise() {
+        let Ok(Command::Token(args)) = parse("chatbox token --sub alice") else { panic!("not token") };
+        assert_eq!((args.roles, args.expires), (vec!["user".to_owned()], Duration::from_secs(12 * 3600)));
+        let line = "chatbox token --sub s --role service --role user --scope a --scope b --expires 90s";
+        let Ok(Command::Token(args)) = parse(line) else { panic!("not token") };
+        assert_eq!((args.roles.len(), args.scopes.len(), args.expires.as_secs()), (2, 2, 90));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for line in [
+            "chatbox",
+            "chatbox token",
+            "chatbox token --sub a --role king",
+            "chatbox token --sub a --expires soon",
+            "chatbox token --sub a --expires 0s",
+            "chatbox token --sub a --config f --data d",
+            "chatbox dev --http 8080",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! One file or folder for each subcommand. Only `dev` knows core and edge; the others are clients.
+
+pub(crate) mod dev;
+pub(crate) mod token;

@@ -111,7 +111,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     let [binary, json] = figures;
     let figures = binary.all().chain(json.all()).chain([late]).collect();
     let setup = "200-byte frames, 100 connections, edge and core (or the echo) on core 0, load on core 1; answers of the \
-                 product are acks of 38 bytes (JSON 52)";
+                 product are acks of 36 bytes (JSON 56)";
     Ok(Report::new(setup, figures, others))
 }
 

@@ -84,7 +84,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
 }
 
 fn figures_of(writers: usize) -> [Figure; 2] {
-    let name = format!("appends/s, {writers} writers");
+    let name = format!("appends/s, writers: {writers}");
     let single = Figure::new(name.clone(), "", "one commit each", Compare::Ratio);
     // A commit that holds all of them is the best there can be; a third of that is well grouped.
     let single = if writers == 64 { single.goal(Goal::AtLeast(25.0)) } else { single };

@@ -6,3 +6,6 @@
 #![expect(clippy::wildcard_enum_match_arm, reason = "who waits for one kind of event passes over all others")]
 
 pub mod harness;
+
+#[cfg(test)]
+mod scenarios;

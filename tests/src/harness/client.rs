@@ -1,5 +1,7 @@
 //! One conversation, the same over every transport: a scenario written once runs on all three.
 
+use std::net::SocketAddr;
+
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use chatbox_proto::v1::{
     ChatRequest, Entry, Error,
@@ -9,7 +11,6 @@ use chatbox_proto::v1::{
 };
 
 use super::{
-    dev::Addresses,
     grpc::{self, GrpcChat},
     wait::{LIMIT, within},
     ws::{Auth, Connect, Encoding, Ws},
@@ -17,6 +18,15 @@ use super::{
 
 /// Events that are kept for a failure's report; a scenario that needs more looks at them as they come.
 const KEPT: usize = 10_000;
+
+/// Where a running product listens.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// The edge.
+    pub http: SocketAddr,
+    /// Core.
+    pub grpc: SocketAddr,
+}
 
 /// How a caller reaches the product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -275,6 +285,33 @@ impl Client {
             })
             .await?;
         Ok(SeenReply { streamed: streamed(&self.seen, &finished.message_id)?, finished })
+    }
+
+    /// Like [`Client::reply`], of one reply, whose end may have come already.
+    ///
+    /// # Errors
+    /// When it does not end, or a piece does not fit its place.
+    pub async fn reply_of(&mut self, message_id: &str) -> Result<SeenReply> {
+        let of = |event: &Event| match event {
+            Event::Entry(entry) => finished(entry).filter(|finished| finished.message_id == message_id).cloned(),
+            _ => None,
+        };
+        let finished = match self.seen.iter().find_map(of) {
+            Some(finished) => finished,
+            None => self.until("the end of the reply", of).await?,
+        };
+        Ok(SeenReply { streamed: streamed(&self.seen, message_id)?, finished })
+    }
+
+    /// Reads until there is such an event, unless it has come already.
+    ///
+    /// # Errors
+    /// When it does not come.
+    pub async fn until_seen(&mut self, what: &str, is_it: impl Fn(&Event) -> bool) -> Result<()> {
+        if self.seen.iter().any(&is_it) {
+            return Ok(());
+        }
+        self.until(what, |event| is_it(event).then_some(())).await
     }
 
     /// The entries that came, in their order.

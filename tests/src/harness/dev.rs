@@ -1,7 +1,6 @@
 //! The real `chatbox dev`: core and edge in one process on an embedded database.
 
 use std::{
-    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
 };
@@ -10,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use tempfile::TempDir;
 
 use super::{
-    client::{Client, Transport},
+    client::{Addresses, Client, Transport},
     grpc::{self, Core},
     http::{Http, client},
     ports::free_port,
@@ -18,15 +17,6 @@ use super::{
     tools::binary,
     wait::LIMIT,
 };
-
-/// Where a running product listens.
-#[derive(Debug, Clone, Copy)]
-pub struct Addresses {
-    /// The edge.
-    pub http: SocketAddr,
-    /// Core.
-    pub grpc: SocketAddr,
-}
 
 /// A running `chatbox dev`; ends when dropped, its data too.
 #[derive(Debug)]

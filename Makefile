@@ -61,8 +61,8 @@ test-web: ## types and unit tests of the page
 	@.ci/web check
 	@.ci/web test
 
-e2e: test-build ## the page in a browser against the real binaries
-	@CHATBOX_BIN=$(TARGET_DIR)/debug/chatbox .ci/web e2e
+e2e: web test-build ## the page in a browser against the real binaries
+	@.ci/e2e $(TARGET_DIR)/debug/chatbox
 
 bench: ## speed and memory, each figure beside its reference
 	$(CARGO) bench $(SCOPE) --bench '*' $(ARGS)

@@ -1,19 +1,23 @@
 //! The edge as a whole: bound first, then run, then drained. No state is process-wide, so several fit into one process.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use chatbox_proto::token::Verifier;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     config::Config,
     core_api::{CoreApi, GrpcCore},
-    http::server,
+    http::server::{self, Until},
     keys, router,
     state::Edge,
+    tasks::Tasks,
 };
+
+/// Time for the last scrape to be answered.
+const OPERATORS_GRACE: Duration = Duration::from_millis(500);
 
 /// An edge that is bound and not running yet. Dropping it releases everything.
 #[derive(Debug)]
@@ -76,18 +80,16 @@ impl App {
     /// None today; wiring that can fail is done in [`bind`](Self::bind).
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let Self { edge, public, operators } = self;
-        let (stop_accepting, stop) = (CancellationToken::new(), CancellationToken::new());
-        let _stop_when_dropped =
-            (edge.leaving.clone().drop_guard(), edge.draining.clone().drop_guard(), stop.clone().drop_guard());
+        let stop_accepting = CancellationToken::new();
+        let _when_dropped = (edge.leaving.clone().drop_guard(), edge.draining.clone().drop_guard());
+        let _accepting_when_dropped = stop_accepting.clone().drop_guard();
 
-        let serving = server::serve(Arc::clone(&edge), public, router::public(&edge), stop_accepting.clone());
+        let until = Until { accepting: stop_accepting.clone(), serving: edge.draining.clone() };
+        let serving = server::serve(Arc::clone(&edge), public, router::public(&edge), edge.tasks.clone(), until);
         edge.tasks.spawn("public listener", serving);
-        if let Some(listener) = operators {
-            let serving = server::serve(Arc::clone(&edge), listener, router::operators(&edge), stop.clone());
-            edge.tasks.spawn("operators' listener", serving);
-        }
+        let operators = operators.map(|listener| Operators::serve(&edge, listener));
         let verifier = Arc::clone(&edge.verifier);
-        let until = stop.clone();
+        let until = edge.draining.clone();
         edge.tasks.spawn("key set", async move {
             tokio::select! {
                 () = verifier.keep_fresh() => {}
@@ -96,8 +98,33 @@ impl App {
         });
         tracing::info!("serving");
         shutdown.cancelled().await;
-        drain(&edge, &stop_accepting, &stop).await;
+        drain(&edge, &stop_accepting).await;
+        if let Some(operators) = operators {
+            operators.stop().await;
+        }
         Ok(())
+    }
+}
+
+/// The listener for operators: there until the drain is over, so that it can be watched.
+struct Operators {
+    tasks: Tasks,
+    stop: DropGuard,
+}
+
+impl Operators {
+    fn serve(edge: &Arc<Edge>, listener: TcpListener) -> Self {
+        let tasks = Tasks::new(edge.metrics.panics.clone());
+        let stop = CancellationToken::new();
+        let until = Until { accepting: stop.clone(), serving: stop.clone() };
+        let serving = server::serve(Arc::clone(edge), listener, router::operators(edge), tasks.clone(), until);
+        tasks.spawn("operators' listener", serving);
+        Self { tasks, stop: stop.drop_guard() }
+    }
+
+    async fn stop(self) {
+        drop(self.stop);
+        let _ = tokio::time::timeout(OPERATORS_GRACE, self.tasks.drained()).await;
     }
 }
 
@@ -106,8 +133,8 @@ impl App {
 /// 2. no connection is accepted any more;
 /// 3. every socket is told `going_away` and closed with 1001, spread over the jitter; HTTP answers are finished;
 /// 4. all of it is waited for, until the deadline;
-/// 5. what is left is cut: its task ends with the runtime.
-async fn drain(edge: &Edge, stop_accepting: &CancellationToken, stop: &CancellationToken) {
+/// 5. what is left is cut: its task ends with the runtime. The operators' listener goes last.
+async fn drain(edge: &Edge, stop_accepting: &CancellationToken) {
     let config = &edge.config.drain;
     let started = tokio::time::Instant::now();
     tracing::info!(connections = edge.metrics.connections.get(), "draining");
@@ -115,7 +142,6 @@ async fn drain(edge: &Edge, stop_accepting: &CancellationToken, stop: &Cancellat
     tokio::time::sleep(config.notice).await;
     stop_accepting.cancel();
     edge.draining.cancel();
-    stop.cancel();
     match tokio::time::timeout_at(started + config.deadline, edge.tasks.drained()).await {
         Ok(()) => tracing::info!(drain.duration_ms = started.elapsed().as_millis(), "drained"),
         Err(_) => tracing::warn!(tasks = edge.tasks.len(), "the drain deadline has passed, cutting the rest"),
@@ -123,5 +149,4 @@ async fn drain(edge: &Edge, stop_accepting: &CancellationToken, stop: &Cancellat
 }
 
 #[cfg(test)]
-#[path = "app_tests/mod.rs"]
 mod tests;

@@ -237,5 +237,4 @@ impl CoreApi for GrpcCore {
 }
 
 #[cfg(test)]
-#[path = "core_api_tests.rs"]
 mod tests;

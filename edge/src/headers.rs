@@ -45,7 +45,7 @@ pub(crate) async fn add(State(edge): State<Arc<Edge>>, request: Request, next: N
     deny_frames_for_old_browsers(headers);
     if over_tls && edge.config.hsts.enabled {
         let max_age = edge.config.hsts.max_age.as_secs();
-        if let Ok(value) = HeaderValue::try_from(format!("max-age={max_age}; includeSubDomains")) {
+        if let Ok(value) = HeaderValue::try_from(format!("max-age={max_age}")) {
             headers.insert(header::STRICT_TRANSPORT_SECURITY, value);
         }
     }

@@ -22,6 +22,8 @@ mod ws;
 pub use app::App;
 pub use config::Config;
 pub use http::pages::is_built as page_is_built;
+#[doc(hidden)]
+pub use ws::echo;
 
 #[cfg(test)]
 mod testing;

@@ -40,3 +40,21 @@ impl Tasks {
         self.tracker.wait().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_ends_one_task_and_is_counted() {
+        let tasks = Tasks::new(Counter::default());
+        let (tx, rx) = tokio::sync::oneshot::channel();
+        tasks.spawn("bad", async { panic!("this panic is part of a test") });
+        tasks.spawn("good", async move {
+            let _ = tx.send(());
+        });
+        rx.await.unwrap();
+        tasks.drained().await;
+        assert_eq!((tasks.panics.get(), tasks.len()), (1, 0));
+    }
+}

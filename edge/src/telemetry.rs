@@ -1,20 +1,37 @@
 //! The log of the process. Only `main` installs it.
 
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use crate::config::{LogConfig, LogFormat};
+
+/// Libraries that log what they carry (headers, frames) when asked for details. No filter reaches below this for them.
+const CARRIERS: [&str; 9] =
+    ["tungstenite", "tokio_tungstenite", "hyper", "hyper_util", "h2", "tonic", "reqwest", "rustls", "axum"];
+
+/// The filter of a configuration.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn filter(text: &str) -> anyhow::Result<EnvFilter> {
+    let mut filter = EnvFilter::try_new(text)?;
+    for carrier in CARRIERS {
+        filter = filter.add_directive(format!("{carrier}=info").parse()?);
+    }
+    Ok(filter)
+}
 
 /// Installs the subscriber, and a panic hook that writes one line into it instead of to the terminal.
 ///
 /// # Errors
 /// For a filter that cannot be read, or when there is a subscriber already.
 pub fn install(config: &LogConfig) -> anyhow::Result<()> {
-    let registry = tracing_subscriber::registry().with(EnvFilter::try_new(&config.filter)?);
+    let registry = tracing_subscriber::registry().with(filter(&config.filter)?);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     match config.format {
-        LogFormat::Text => registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr)).try_init()?,
-        LogFormat::Json => {
-            registry.with(tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr)).try_init()?;
-        }
+        LogFormat::Text => registry.with(lines.with_ansi(std::io::stderr().is_terminal())).try_init()?,
+        LogFormat::Json => registry.with(lines.json()).try_init()?,
     }
     std::panic::set_hook(Box::new(|panic| {
         // The place only: the text of a panic may quote what was being handled.
@@ -23,4 +40,24 @@ pub fn install(config: &LogConfig) -> anyhow::Result<()> {
         tracing::error!(panic.place = place, panic.backtrace = %backtrace, "panicked");
     }));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn no_filter_makes_libraries_log_what_they_carry() {
+        for text in ["trace", "trace,tungstenite=trace,h2=trace", "info,hyper=debug"] {
+            let subscriber = tracing_subscriber::registry().with(filter(text).unwrap());
+            tracing::subscriber::with_default(subscriber, || {
+                assert!(!tracing::enabled!(target: "tungstenite::protocol", Level::TRACE), "{text}");
+                assert!(!tracing::enabled!(target: "h2::codec", Level::TRACE), "{text}");
+                assert!(!tracing::enabled!(target: "hyper::proto", Level::DEBUG), "{text}");
+                assert!(tracing::enabled!(target: "h2", Level::WARN), "{text}");
+            });
+        }
+    }
 }

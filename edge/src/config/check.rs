@@ -28,7 +28,7 @@ impl Config {
             mistakes
                 .push("drain.deadline: must be at least drain.notice + drain.jitter + socket.close_timeout".to_owned());
         }
-        if self.log.filter.parse::<tracing_subscriber::EnvFilter>().is_err() {
+        if crate::telemetry::filter(&self.log.filter).is_err() {
             mistakes.push("log.filter: must be like info or info,chatbox_edge=debug".to_owned());
         }
         mistakes

@@ -1,11 +1,13 @@
 //! Bringing a connection up: the token of the first frame, the user's seat, the stream to core. And the token that takes the
 //! place of the first one.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use chatbox_proto::{error_code::close, status::Failure, token::Identity};
 use futures_channel::mpsc;
+use futures_util::StreamExt as _;
+use tokio::time::Instant;
 
 use super::close::too_many_connections;
 use crate::{
@@ -15,12 +17,34 @@ use crate::{
     state::Edge,
 };
 
+/// When a client closes right after a frame, core is given this long to read it before the stream is cut.
+const LAST_FRAME_GRACE: Duration = Duration::from_secs(1);
+
 /// A connection that core has the stream of.
 pub(super) struct Attached {
     pub(super) identity: Identity,
+    pub(super) stream: Stream,
+}
+
+/// The stream to core, and the user's seat that it takes.
+pub(super) struct Stream {
     pub(super) frames: mpsc::Sender<Bytes>,
     pub(super) events: Events,
-    pub(super) seat: Seat,
+    pub(super) last_frame: Instant,
+    _seat: Seat,
+}
+
+impl Stream {
+    /// Ends the stream. A frame that was handed over a moment ago may still be on its way: cutting the stream now could
+    /// overtake it.
+    pub(super) async fn let_go(self) {
+        let Self { frames, mut events, last_frame, _seat } = self;
+        drop((frames, _seat));
+        if last_frame.elapsed() < LAST_FRAME_GRACE {
+            let rest = async { while let Some(Ok(_)) = events.next().await {} };
+            let _ = tokio::time::timeout(LAST_FRAME_GRACE, rest).await;
+        }
+    }
 }
 
 /// Why a connection could not be brought up, with the code to close with when it is not the failure's own.
@@ -61,7 +85,7 @@ pub(super) async fn attach(
             code: is_core_unavailable(&failure).then_some(close::CORE_UNAVAILABLE),
             failure,
         })?;
-        Ok(Attached { identity, frames, events, seat })
+        Ok(Attached { identity, stream: Stream { frames, events, last_frame: Instant::now(), _seat: seat } })
     };
     tokio::time::timeout(limit, attaching)
         .await

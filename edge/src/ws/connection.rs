@@ -10,7 +10,6 @@ use std::{
 
 use bytes::Bytes;
 use chatbox_proto::{error_code::close, status::Failure, token::Identity, v1::chat_response};
-use futures_channel::mpsc;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::Instant,
@@ -18,7 +17,7 @@ use tokio::{
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::{
-    attach::{self, Attached, NotAttached},
+    attach::{self, Attached, NotAttached, Stream},
     close::{self as ends, By, Ending},
     deadlines::{Deadlines, Timer},
     frame::{self, Dialect},
@@ -28,16 +27,12 @@ use super::{
     writer::{Attention, TooSlow, Writer},
 };
 use crate::{
-    core_api::{Caller, Events, core_unavailable},
-    limits::Seat,
+    core_api::{Caller, core_unavailable},
     state::Edge,
 };
 
 /// Core has this long to take a frame, and to end a stream whose client has left.
 const CORE_PATIENCE: Duration = Duration::from_secs(10);
-
-/// When a client closes right after a frame, core is given this long to read it before the stream is cut.
-const LAST_FRAME_GRACE: Duration = Duration::from_secs(1);
 
 /// What the handshake knows.
 pub(super) struct Handshake {
@@ -55,20 +50,12 @@ pub(super) struct Connection<S> {
     writer: Writer,
     deadlines: Deadlines,
     caller: Caller,
-    core: Option<Core>,
+    core: Option<Stream>,
     /// What has to be waited for before the next frame is read: a stream that comes up, or a token that is verified.
     busy: Option<Pin<Box<dyn Future<Output = Done> + Send>>>,
     /// A frame that core's queue has no room for yet. While there is one, the socket is not read.
     pending: Option<Bytes>,
     draining: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
-}
-
-/// The stream to core.
-struct Core {
-    frames: mpsc::Sender<Bytes>,
-    events: Events,
-    last_frame: Instant,
-    _seat: Seat,
 }
 
 /// What `busy` was for.
@@ -272,11 +259,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     fn on_attached(&mut self, result: Result<Attached, NotAttached>) -> Option<Ending> {
         match result {
-            Ok(Attached { identity, frames, events, seat }) => {
+            Ok(Attached { identity, stream }) => {
                 self.socket.set_max_frame(self.edge.config.limits.frame_bytes.as_usize());
                 self.watch_expiry(&identity);
                 self.session.opened(identity);
-                self.core = Some(Core { frames, events, last_frame: Instant::now(), _seat: seat });
+                self.core = Some(stream);
                 None
             }
             Err(NotAttached { failure, code: Some(code) }) => Some(self.session.not_opened(code, failure)),
@@ -384,20 +371,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 }
 
-impl Core {
-    /// Ends the stream. A frame that was handed over a moment ago may still be on its way: cutting the stream now could
-    /// overtake it.
-    async fn let_go(self) {
-        let Self { frames, mut events, last_frame, _seat } = self;
-        drop((frames, _seat));
-        if last_frame.elapsed() < LAST_FRAME_GRACE {
-            use futures_util::StreamExt as _;
-            let rest = async { while let Some(Ok(_)) = events.next().await {} };
-            let _ = tokio::time::timeout(LAST_FRAME_GRACE, rest).await;
-        }
-    }
-}
-
 fn expired() -> Ending {
     Ending::failed(close::TOKEN_EXPIRED, ends::token_expired(), String::new())
 }
@@ -407,5 +380,4 @@ fn too_slow(_: TooSlow) -> Ending {
 }
 
 #[cfg(test)]
-#[path = "connection_tests/mod.rs"]
 mod tests;

@@ -216,5 +216,4 @@ pub(super) fn look(event: &Bytes) -> Passing {
 }
 
 #[cfg(test)]
-#[path = "frame_tests.rs"]
 mod tests;

@@ -7,6 +7,7 @@ mod attach;
 mod close;
 mod connection;
 mod deadlines;
+pub mod echo;
 mod frame;
 mod reader;
 mod session;

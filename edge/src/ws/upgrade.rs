@@ -37,9 +37,9 @@ const UPGRADE_TIMEOUT: Duration = Duration::from_secs(5);
 const BEARER: &str = "bearer.";
 
 /// A refusal, with the reason it is counted under.
-struct Refusal {
+pub(super) struct Refusal {
     reason: &'static str,
-    answer: HttpFailure,
+    pub(super) answer: HttpFailure,
 }
 
 impl Refusal {
@@ -100,7 +100,7 @@ async fn accept(edge: &Arc<Edge>, request: &mut Request) -> Result<Response, Ref
     Ok(switching_protocols(&accept_key, subprotocol))
 }
 
-fn switching_protocols(accept_key: &str, subprotocol: Option<&'static str>) -> Response {
+pub(super) fn switching_protocols(accept_key: &str, subprotocol: Option<&'static str>) -> Response {
     let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -120,7 +120,7 @@ fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
     values.flat_map(|value| value.split(',')).any(|item| item.trim().eq_ignore_ascii_case(token))
 }
 
-fn check_headers(headers: &HeaderMap) -> Result<String, Refusal> {
+pub(super) fn check_headers(headers: &HeaderMap) -> Result<String, Refusal> {
     let upgrade_required = |rule: &'static str| {
         let failure = Failure::invalid("upgrade", rule);
         Refusal::with_status("not_websocket", StatusCode::UPGRADE_REQUIRED, failure)

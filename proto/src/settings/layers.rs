@@ -194,5 +194,4 @@ fn unknown_variables(role: &str, vars: &Vars, known: &BTreeSet<String>) -> Vec<S
 }
 
 #[cfg(test)]
-#[path = "layers_tests.rs"]
 mod tests;

@@ -204,5 +204,4 @@ fn check_signature(signature: &str, message: &str, key: &DecodingKey, algorithm:
 }
 
 #[cfg(test)]
-#[path = "verifier_tests.rs"]
 mod tests;

@@ -5,9 +5,11 @@ export function ModelLabel({ id }: { id: string | undefined }) {
   const name = modelName(id);
   if (name === '') return null;
   if (!isDemo(id)) return <span class="model-name">{name}</span>;
+  // A name that says it is label enough.
+  if (/\bdemo\b/i.test(name)) return <span class="badge">{name}</span>;
   return (
     <>
-      {name.toLowerCase() === 'demo' ? null : <span class="model-name">{name}</span>}
+      <span class="model-name">{name}</span>
       <span class="badge">demo</span>
     </>
   );

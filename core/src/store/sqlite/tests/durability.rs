@@ -173,6 +173,26 @@ async fn after_a_sync_that_failed_once_the_append_is_certainly_not_there() {
 }
 
 #[tokio::test]
+async fn an_append_that_is_certainly_not_there_is_not_found_after_a_crash_either() {
+    if let Some(store) = child::store() {
+        let id = child::sessions(&store).await[0];
+        for n in 0.. {
+            let verdict = store.append(child::append(id, 0, n)).await;
+            child::say(&format!("acked {n} {}", child::word(&verdict)));
+            if verdict.is_err() {
+                // Before anything else is written over what the failed commit left.
+                std::process::abort();
+            }
+        }
+    }
+    let test = concat!(module_path!(), "::an_append_that_is_certainly_not_there_is_not_found_after_a_crash_either");
+    let (verdicts, _, head) = with_failing_disk(test, "fdatasync,fsync:error=EIO:when=13").await;
+    let (before, failed, after) = split(&verdicts, "Unavailable");
+    assert!(before > 0 && failed == 1 && after == 0, "{verdicts:?}");
+    assert_eq!(head, before as u64);
+}
+
+#[tokio::test]
 async fn while_nothing_can_be_synced_the_outcome_is_unknown_and_is_not_resolved_either() {
     if let Some(store) = child::store() {
         return append_in_turn(&store).await;

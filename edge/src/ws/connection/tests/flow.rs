@@ -69,7 +69,7 @@ async fn a_malformed_frame_is_answered_and_the_connection_lives() {
 async fn too_many_frames_are_refused_one_by_one() {
     let mut client = Client::connect(Dialect::Json).await;
     let mut chat = client.open(&token("alice")).await;
-    let (tx, mut taken) = mpsc::channel(100);
+    let (tx, mut taken) = futures_channel::mpsc::channel(100);
     client.edge.tasks.spawn("core", async move {
         let mut tx = tx;
         while let Some(frame) = chat.frame().await {

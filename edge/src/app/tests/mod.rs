@@ -17,6 +17,7 @@ use crate::testing::{FakeCore, config, token};
 mod handshake;
 mod life;
 mod routes;
+mod secrets;
 
 /// A running edge.
 struct Running {

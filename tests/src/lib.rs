@@ -8,16 +8,4 @@
 pub mod harness;
 
 #[cfg(test)]
-mod scenarios {
-    //! One file for each behaviour, against real processes and real servers.
-
-    mod conversation;
-    mod crash;
-    mod dev;
-    mod foreign_clients;
-    mod identity;
-    mod lifecycle;
-    mod provider_faults;
-    mod real_model;
-    mod samples;
-}
+mod scenarios;

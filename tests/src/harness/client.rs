@@ -287,6 +287,33 @@ impl Client {
         Ok(SeenReply { streamed: streamed(&self.seen, &finished.message_id)?, finished })
     }
 
+    /// Like [`Client::reply`], of one reply, whose end may have come already.
+    ///
+    /// # Errors
+    /// When it does not end, or a piece does not fit its place.
+    pub async fn reply_of(&mut self, message_id: &str) -> Result<SeenReply> {
+        let of = |event: &Event| match event {
+            Event::Entry(entry) => finished(entry).filter(|finished| finished.message_id == message_id).cloned(),
+            _ => None,
+        };
+        let finished = match self.seen.iter().find_map(of) {
+            Some(finished) => finished,
+            None => self.until("the end of the reply", of).await?,
+        };
+        Ok(SeenReply { streamed: streamed(&self.seen, message_id)?, finished })
+    }
+
+    /// Reads until there is such an event, unless it has come already.
+    ///
+    /// # Errors
+    /// When it does not come.
+    pub async fn until_seen(&mut self, what: &str, is_it: impl Fn(&Event) -> bool) -> Result<()> {
+        if self.seen.iter().any(&is_it) {
+            return Ok(());
+        }
+        self.until(what, |event| is_it(event).then_some(())).await
+    }
+
     /// The entries that came, in their order.
     #[must_use]
     pub fn entries(&self) -> Vec<&Entry> {

@@ -4,12 +4,13 @@
 //! Servers: [`provider`] (an OpenAI-compatible server that follows a script), [`llmock`],
 //! [`llama`] (a real model), [`jwks`] (a key set), [`proxy`] (a network that misbehaves). Clients: [`client`] over
 //! [`ws`] in both encodings and over [`grpc`], [`http`], foreign ones in [`programs`]. Around them: [`process`], [`tools`], [`ports`], [`token`],
-//! [`history`], [`wait`].
+//! [`contract`] (every call that there is), [`history`], [`transcript`], [`metrics`], [`served`], [`wait`].
 //!
 //! Nothing here sleeps and hopes: a wait names its condition and its limit, and a server that has to be slow waits at a
 //! [`gate`] that the test opens. Everything that is started ends when its value is dropped.
 
 pub mod client;
+pub mod contract;
 pub mod dev;
 pub mod gate;
 pub mod grpc;
@@ -18,14 +19,17 @@ pub mod http;
 pub mod jwks;
 pub mod llama;
 pub mod llmock;
+pub mod metrics;
 pub mod pair;
 pub mod ports;
 pub mod process;
 pub mod programs;
 pub mod provider;
 pub mod proxy;
+pub mod served;
 pub mod stack;
 pub mod token;
 pub mod tools;
+pub mod transcript;
 pub mod wait;
 pub mod ws;

@@ -1,6 +1,6 @@
 //! The two binaries, each a process of its own, set up by files as an operator would.
 
-use std::{path::PathBuf, process::Command};
+use std::{net::SocketAddr, path::PathBuf, process::Command};
 
 use anyhow::{Result, ensure};
 use tempfile::TempDir;
@@ -9,6 +9,7 @@ use super::{
     client::{Addresses, Client, Transport},
     grpc::{self, Core},
     http::{Http, client},
+    metrics::gauge,
     ports::free_port,
     process::Process,
     stack::SECRET,
@@ -27,52 +28,82 @@ pub enum Role {
 }
 
 impl Role {
-    const fn name(self) -> &'static str {
+    /// Both, in the order in which they are started.
+    pub const ALL: [Self; 2] = [Self::Core, Self::Edge];
+
+    /// Name of the binary.
+    #[must_use]
+    pub const fn binary(self) -> &'static str {
         match self {
-            Self::Core => "core",
-            Self::Edge => "edge",
+            Self::Core => "chatbox-core",
+            Self::Edge => "chatbox-edge",
         }
     }
+}
+
+/// Settings of both as text.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// Lines of core's file, before its first table: `drain.notice = "0s"`.
+    pub core: String,
+    /// Lines of the edge's file, before its first table.
+    pub edge: String,
+    /// Variables for both: `RUST_BACKTRACE`, `CHATBOX_…`.
+    pub vars: Vec<(String, String)>,
 }
 
 /// A running `chatbox-core` and `chatbox-edge`; both end when dropped, their data too.
 #[derive(Debug)]
 pub struct Pair {
     addresses: Addresses,
+    metrics: [SocketAddr; 2],
+    vars: Vec<(String, String)>,
+    prefix: String,
     core: Process,
     edge: Process,
     folder: TempDir,
 }
 
 impl Pair {
-    /// Starts both with these lines of TOML beside what they need.
+    /// Starts both with these settings beside what they need.
     ///
     /// # Errors
     /// When one was not built or does not get ready.
-    pub async fn start(core_settings: &str, edge_settings: &str) -> Result<Self> {
+    pub async fn start(settings: Settings) -> Result<Self> {
+        Self::start_under("/chatbox", settings).await
+    }
+
+    /// Starts both with the edge's routes under this prefix.
+    ///
+    /// # Errors
+    /// When one was not built or does not get ready.
+    pub async fn start_under(prefix: &str, settings: Settings) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let addresses = Addresses { http: free_port()?, grpc: free_port()? };
+        let metrics = [free_port()?, free_port()?];
+        let common = |listen, metrics| {
+            format!(
+                "profile = \"dev\"\nlisten = \"{listen}\"\nmetrics_listen = \"{metrics}\"\ntoken.secret = \"{SECRET}\"\n"
+            )
+        };
         let key = chatbox_core::seal::KeyRing::generate_key();
-        let database = folder.path().join("chatbox.db");
         let core = format!(
-            "profile = \"dev\"\nlisten = \"{}\"\nmetrics_listen = \"{}\"\n{core_settings}\n\
-             [store]\nurl = \"sqlite:{}\"\n[token]\nsecret = \"{SECRET}\"\n[[keys.ring]]\nid = \"k1\"\nkey = \"{key}\"\n",
-            addresses.grpc,
-            free_port()?,
-            database.display()
+            "{}store.url = \"sqlite:chatbox.db\"\nkeys.ring = [{{id = \"k1\", key = \"{key}\"}}]\n{}\n",
+            common(addresses.grpc, metrics[0]),
+            settings.core
         );
         let edge = format!(
-            "profile = \"dev\"\nlisten = \"{}\"\nmetrics_listen = \"{}\"\n{edge_settings}\n\
-             [core]\nurl = \"http://{}\"\n[token]\nsecret = \"{SECRET}\"\n",
-            addresses.http,
-            free_port()?,
-            addresses.grpc
+            "{}path_prefix = \"{prefix}\"\ncore.url = \"http://{}\"\n{}\n",
+            common(addresses.http, metrics[1]),
+            addresses.grpc,
+            settings.edge
         );
-        std::fs::write(folder.path().join("core.toml"), core)?;
-        std::fs::write(folder.path().join("edge.toml"), edge)?;
-        let core = launch(Role::Core, &folder)?;
-        let edge = launch(Role::Edge, &folder)?;
-        let mut pair = Self { addresses, core, edge, folder };
+        std::fs::write(file(&folder, Role::Core), core)?;
+        std::fs::write(file(&folder, Role::Edge), edge)?;
+        let core = launch(Role::Core, &folder, &settings.vars)?;
+        let edge = launch(Role::Edge, &folder, &settings.vars)?;
+        let prefix = prefix.to_owned();
+        let mut pair = Self { addresses, metrics, vars: settings.vars, prefix, core, edge, folder };
         pair.ready().await?;
         Ok(pair)
     }
@@ -82,7 +113,7 @@ impl Pair {
     /// # Errors
     /// When it is not within the limit.
     pub async fn ready(&mut self) -> Result<()> {
-        let (http, url) = (client(), format!("http://{}/chatbox/readyz", self.addresses.http));
+        let (http, url) = (client(), format!("http://{}{}/readyz", self.addresses.http, self.prefix));
         let ready = || async { http.get(&url).send().await.ok().filter(|answer| answer.status().is_success()) };
         let outcome = self.edge.wait_ready(LIMIT, ready).await;
         ensure!(outcome.is_ok(), "{:?}\nlog of core:\n{}", outcome.err(), self.core.log());
@@ -98,7 +129,7 @@ impl Pair {
     /// The settings file of one.
     #[must_use]
     pub fn settings(&self, role: Role) -> PathBuf {
-        self.folder.path().join(format!("{}.toml", role.name()))
+        file(&self.folder, role)
     }
 
     /// The process of one, for signals, logs and figures.
@@ -109,14 +140,30 @@ impl Pair {
         }
     }
 
+    /// A figure of one by its full name, labels included when it has some.
+    ///
+    /// # Errors
+    /// When it is not served.
+    pub async fn metric(&self, role: Role, name: &str) -> Result<f64> {
+        gauge(self.metrics[role as usize], name).await
+    }
+
+    /// Starts one again after it has ended; does not wait until it is ready.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn restart(&mut self, role: Role) -> Result<()> {
+        *self.process(role) = launch(role, &self.folder, &self.vars)?;
+        Ok(())
+    }
+
     /// Ends one at once, as a power cut would, and starts it again; does not wait until it is ready.
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn kill_and_restart(&mut self, role: Role) -> Result<()> {
         self.process(role).kill()?;
-        *self.process(role) = launch(role, &self.folder)?;
-        Ok(())
+        self.restart(role)
     }
 
     /// A token of this user.
@@ -127,7 +174,7 @@ impl Pair {
         Minter::hs256(SECRET).mint(&claims(user, role))
     }
 
-    /// A stream of a user, over any transport.
+    /// A stream of a user, over any transport. Sockets are under the default prefix.
     ///
     /// # Errors
     /// When it is refused.
@@ -151,27 +198,44 @@ impl Pair {
         grpc::core(grpc::channel(self.addresses.grpc)?, Some(&self.token(user, "user")?))
     }
 
-    /// Asks both to end and insists on a clean drain.
+    /// Asks both to end and insists on a clean drain without a panic.
     ///
     /// # Errors
-    /// When one does not end in time or not with success.
+    /// When one does not end in time or not with success, or has logged a panic.
     pub async fn shutdown(mut self) -> Result<()> {
         for role in [Role::Edge, Role::Core] {
-            let status = self.process(role).terminate(LIMIT * 2).await?;
-            ensure!(status.success(), "{} ended with {status}:\n{}", role.name(), self.process(role).log());
+            self.drained(role).await?;
         }
+        Ok(())
+    }
+
+    /// Asks one to end and insists on a clean drain without a panic.
+    ///
+    /// # Errors
+    /// When it does not end in time or not with success, or has logged a panic.
+    pub async fn drained(&mut self, role: Role) -> Result<()> {
+        let process = self.process(role);
+        let status = process.terminate(LIMIT * 2).await?;
+        let log = process.log();
+        ensure!(status.success(), "{} ended with {status}:\n{log}", role.binary());
+        ensure!(!log.contains("panicked"), "{} panicked:\n{log}", role.binary());
+        ensure!(log.contains("drained"), "{} was cut by its deadline:\n{log}", role.binary());
         Ok(())
     }
 }
 
-fn launch(role: Role, folder: &TempDir) -> Result<Process> {
-    let name = format!("chatbox-{}", role.name());
-    let mut command = Command::new(binary(&name)?);
+fn file(folder: &TempDir, role: Role) -> PathBuf {
+    folder.path().join(format!("{}.toml", role.binary()))
+}
+
+fn launch(role: Role, folder: &TempDir, vars: &[(String, String)]) -> Result<Process> {
+    let mut command = Command::new(binary(role.binary())?);
     command
         .env_clear()
         .env("RUST_BACKTRACE", "1")
+        .envs(vars.iter().map(|(name, value)| (name, value)))
         .arg("--config")
-        .arg(folder.path().join(format!("{}.toml", role.name())))
+        .arg(file(folder, role))
         .current_dir(folder.path());
-    Process::start(&name, command, &folder.path().join(format!("{}.log", role.name())))
+    Process::start(role.binary(), command, &folder.path().join(format!("{}.log", role.binary())))
 }

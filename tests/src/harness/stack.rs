@@ -1,27 +1,36 @@
 //! Core and edge inside the test's own process, on free ports: fast to start, and every setting can be changed. Scenarios
 //! whose subject is a crash or a signal use the binaries instead: [`pair`](super::pair), [`dev`](super::dev).
 
-use std::{path::Path, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result, bail, ensure};
-use chatbox_core::config::{KeyConfig, ModelConfig, ProviderConfig};
+use anyhow::{Context as _, Result, ensure};
+use chatbox_core::{
+    config::{KeyConfig, ModelConfig, ProviderConfig},
+    llm::Models,
+    telemetry::{PanicReport, install_panic_hook, panics},
+};
 use chatbox_proto::{settings::Profile, token::Secret};
+use serde_json::Value;
 use tempfile::TempDir;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use super::{
     client::{Addresses, Client, Transport},
     grpc::{self, Core},
     http::{Http, client},
+    metrics::gauge,
     provider::Provider,
     proxy::Proxy,
+    served::Served,
     token::{Minter, claims},
-    wait::{LIMIT, wait_for, within},
+    wait::{LIMIT, wait_for},
 };
 
 /// Signs the tokens of every stack.
-pub const SECRET: &str = "a secret for tests alone, nobody else has it";
+pub const SECRET: &str = "9pYb3mQx7LrT2vWc8KdF5hJnZsGa4EuM"; // gitleaks:allow
 
 /// What a stack is started with.
 #[derive(Debug)]
@@ -30,48 +39,53 @@ pub struct Setup {
     pub core: chatbox_core::config::Config,
     /// Settings of the edge. Where core is, is filled in at the start.
     pub edge: chatbox_edge::config::Config,
+    /// Instead of the models of the settings.
+    pub models: Option<Models>,
     /// Put a [`Proxy`] between edge and core.
     pub proxied: bool,
     folder: TempDir,
 }
 
 impl Setup {
-    /// The `dev` profile on free ports with a new database, the demo model without its pauses, and a quick way out.
+    /// The `dev` profile on free ports with a new database, the demo model without its pauses, limits that do not come in
+    /// the way, and a quick way out.
     ///
     /// # Errors
     /// When there is no folder for the data.
     pub fn new() -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let mut setup = Self {
-            core: chatbox_core::config::Config::default(),
-            edge: chatbox_edge::config::Config::default(),
-            proxied: false,
-            folder,
-        };
-        let core = &mut setup.core;
-        core.profile = Profile::Dev;
+        let mut core = chatbox_core::config::Config { profile: Profile::Dev, ..Default::default() };
         core.listen.set_port(0);
         "127.0.0.1:0".clone_into(&mut core.metrics_listen);
-        core.store.url = format!("sqlite:{}", setup.folder.path().join("chatbox.db").display());
+        core.store.url = format!("sqlite:{}", folder.path().join("chatbox.db").display());
         let key = Secret::new(chatbox_core::seal::KeyRing::generate_key());
         core.keys.ring = vec![KeyConfig { id: "test".to_owned(), key, key_file: String::new() }];
         core.token.secret = Secret::new(SECRET);
         core.models = vec![ModelConfig::demo()];
-        "demo".clone_into(&mut core.default_model);
+        core.default_model.clone_from(&core.models[0].id);
         if let Some(demo) = core.providers.get_mut("demo") {
             demo.word_delay = Duration::ZERO;
         }
+        (core.limits.frames_per_second, core.limits.streams_per_user) = (1_000, 200);
         (core.drain.notice, core.drain.jitter) = (Duration::ZERO, Duration::ZERO);
-        let edge = &mut setup.edge;
-        edge.profile = Profile::Dev;
+        let mut edge = chatbox_edge::config::Config { profile: Profile::Dev, ..Default::default() };
         edge.listen.set_port(0);
         "127.0.0.1:0".clone_into(&mut edge.metrics_listen);
         edge.token.secret = Secret::new(SECRET);
+        (edge.limits.frames_per_second, edge.limits.connections_per_user) = (1_000, 200);
+        edge.limits.handshakes_per_ip = 1_000;
         (edge.drain.notice, edge.drain.jitter) = (Duration::ZERO, Duration::ZERO);
-        Ok(setup)
+        Ok(Self { core, edge, models: None, proxied: false, folder })
     }
 
-    /// Adds models that the scripted provider answers, the first of them as the default, with times that suit a test.
+    /// Changes the settings in place.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
+
+    /// Adds models that the scripted provider answers, the first of them as the default.
     #[must_use]
     pub fn with_models(self, provider: &Provider, models: &[&str]) -> Self {
         self.with_server(&provider.base_url(), models)
@@ -100,76 +114,85 @@ impl Setup {
         self
     }
 
+    /// The demo model pauses this long before each word, so that a reply runs for a while.
+    #[must_use]
+    pub fn with_word_delay(mut self, delay: Duration) -> Self {
+        if let Some(demo) = self.core.providers.get_mut("demo") {
+            demo.word_delay = delay;
+        }
+        self
+    }
+
     /// Puts a proxy between edge and core.
     #[must_use]
     pub fn proxied(mut self) -> Self {
         self.proxied = true;
         self
     }
-}
 
-/// A task that runs an app, and the way to end it.
-#[derive(Debug)]
-struct Running {
-    task: JoinSet<Result<()>>,
-    shutdown: CancellationToken,
-}
-
-impl Running {
-    fn spawn<F: Future<Output = Result<()>> + Send + 'static>(run: impl FnOnce(CancellationToken) -> F) -> Self {
-        let shutdown = CancellationToken::new();
-        let mut task = JoinSet::new();
-        task.spawn(run(shutdown.clone()));
-        Self { task, shutdown }
-    }
-
-    /// Asks the app to end and insists that it does, in time and without an error.
-    async fn shutdown(mut self, name: &str) -> Result<()> {
-        self.shutdown.cancel();
-        let ended = within(&format!("{name} drains"), LIMIT * 2, self.task.join_next()).await?;
-        ended.context("the app runs as one task")?.with_context(|| format!("{name} panicked"))??;
-        Ok(())
+    /// Where the data will be.
+    #[must_use]
+    pub fn folder(&self) -> PathBuf {
+        self.folder.path().to_owned()
     }
 }
 
-/// A running core and edge. [`Stack::shutdown`] ends them in good order; dropped, they end at once.
+/// A running core and edge. [`Stack::shutdown`] ends them in good order.
 #[derive(Debug)]
 pub struct Stack {
     addresses: Addresses,
+    metrics: Metrics,
     minter: Minter,
-    edge: Running,
-    core: Running,
+    edge: Served,
+    core: Option<Served>,
     core_settings: chatbox_core::config::Config,
+    models: Option<Models>,
     proxy: Option<Proxy>,
+    panics_before: u64,
     folder: TempDir,
 }
 
+/// Where figures are served.
+#[derive(Debug, Clone, Copy)]
+struct Metrics {
+    core: SocketAddr,
+    edge: SocketAddr,
+}
+
 impl Stack {
-    /// Starts both and waits until the edge is ready.
+    /// Starts both and waits until the edge is ready, which it is when core is.
     ///
     /// # Errors
     /// When one cannot be bound or does not get ready.
     pub async fn start(setup: Setup) -> Result<Self> {
-        let Setup { core: mut core_settings, edge: mut edge_settings, proxied, folder } = setup;
+        let Setup { core: mut core_settings, edge: mut edge_settings, models, proxied, folder } = setup;
+        install_panic_hook(PanicReport::LogAndPrevious);
         // Also installs the crypto provider, which the binaries do in `main`.
         let http = client();
-        let core = chatbox_core::app::App::bind(core_settings.clone()).await?;
-        let grpc = core.grpc_addr()?;
+        let ((grpc, core_metrics), core) = serve_core(core_settings.clone(), models.clone()).await?;
         // A core that is started again has to be found in the same place.
         core_settings.listen = grpc;
+        core_settings.metrics_listen = core_metrics.to_string();
         let proxy = if proxied { Some(Proxy::start(grpc).await?) } else { None };
         edge_settings.core.url = format!("http://{}", proxy.as_ref().map_or(grpc, Proxy::address));
-        let core = Running::spawn(|token| core.run(token));
-        let edge = chatbox_edge::app::App::bind(edge_settings).await?;
-        let addresses = Addresses { http: edge.http_addr()?, grpc };
-        let mut edge = Running::spawn(|token| edge.run(token));
-        let ready = format!("http://{}/chatbox/readyz", addresses.http);
+        let prefix = edge_settings.path_prefix.clone();
+        let ((public, edge_metrics), edge) = serve_edge(edge_settings).await?;
+        let addresses = Addresses { http: public, grpc };
+        let ready = format!("http://{public}{prefix}/readyz");
         let answer = || async { http.get(&ready).send().await.ok().filter(|answer| answer.status().is_success()) };
-        tokio::select! {
-            ready = wait_for("the edge is ready", LIMIT, answer) => ready.map(drop)?,
-            ended = edge.task.join_next() => bail!("the edge ended at once: {ended:?}"),
-        }
-        Ok(Self { addresses, minter: Minter::hs256(SECRET), edge, core, core_settings, proxy, folder })
+        wait_for("the edge is ready", LIMIT, answer).await?;
+        Ok(Self {
+            addresses,
+            metrics: Metrics { core: core_metrics, edge: edge_metrics },
+            minter: Minter::hs256(SECRET),
+            edge,
+            core: Some(core),
+            core_settings,
+            models,
+            proxy,
+            panics_before: panics(),
+            folder,
+        })
     }
 
     /// Where it listens.
@@ -192,12 +215,20 @@ impl Stack {
         self.folder.path()
     }
 
-    /// A token of this user.
+    /// A token of this user that lives for an hour.
     ///
     /// # Errors
     /// When it cannot be signed.
     pub fn token(&self, user: &str, role: &str) -> Result<String> {
-        self.minter.mint(&claims(user, role))
+        self.token_of(&claims(user, role))
+    }
+
+    /// A token with these claims, signed with the key of the stack.
+    ///
+    /// # Errors
+    /// When it cannot be signed.
+    pub fn token_of(&self, claims: &Value) -> Result<String> {
+        self.minter.mint(claims)
     }
 
     /// A stream of a user, over any transport.
@@ -224,25 +255,102 @@ impl Stack {
         grpc::core(grpc::channel(self.addresses.grpc)?, Some(&self.token(user, "user")?))
     }
 
+    /// A figure of core by its full name, labels included when it has some.
+    ///
+    /// # Errors
+    /// When it is not served.
+    pub async fn core_metric(&self, name: &str) -> Result<f64> {
+        gauge(self.metrics.core, name).await
+    }
+
+    /// A figure of the edge by its full name, labels included when it has some.
+    ///
+    /// # Errors
+    /// When it is not served.
+    pub async fn edge_metric(&self, name: &str) -> Result<f64> {
+        gauge(self.metrics.edge, name).await
+    }
+
+    /// Drains core and leaves it down, while the edge stays.
+    ///
+    /// # Errors
+    /// When it does not drain.
+    pub async fn stop_core(&mut self) -> Result<()> {
+        self.core.take().context("core is down already")?.shutdown().await
+    }
+
+    /// Starts core again on the same data and address.
+    ///
+    /// # Errors
+    /// When it cannot be bound again.
+    pub async fn start_core(&mut self) -> Result<()> {
+        ensure!(self.core.is_none(), "core runs already");
+        let ((grpc, _), core) = serve_core(self.core_settings.clone(), self.models.clone()).await?;
+        ensure!(grpc == self.addresses.grpc, "core came back elsewhere");
+        self.core = Some(core);
+        Ok(())
+    }
+
     /// Drains core and starts another one on the same data and address, while the edge stays.
     ///
     /// # Errors
     /// When it does not drain or cannot be bound again.
     pub async fn restart_core(&mut self) -> Result<()> {
-        let idle = Running { task: JoinSet::new(), shutdown: CancellationToken::new() };
-        std::mem::replace(&mut self.core, idle).shutdown("core").await?;
-        let core = chatbox_core::app::App::bind(self.core_settings.clone()).await?;
-        ensure!(core.grpc_addr()? == self.addresses.grpc, "core came back elsewhere");
-        self.core = Running::spawn(|token| core.run(token));
-        Ok(())
+        self.stop_core().await?;
+        self.start_core().await
     }
 
-    /// Ends both in good order.
+    /// Ends both in good order, and insists that they drained, left no task behind and that nothing panicked.
     ///
     /// # Errors
-    /// When one does not drain in time, or failed.
+    /// When that is not so.
     pub async fn shutdown(self) -> Result<()> {
-        self.edge.shutdown("edge").await?;
-        self.core.shutdown("core").await
+        self.shutdown_after_panics(0).await
     }
+
+    /// Like [`Stack::shutdown`], when the scenario itself has made so many panics happen.
+    ///
+    /// # Errors
+    /// When one does not drain in time, or failed, or there were more or fewer panics.
+    pub async fn shutdown_after_panics(self, expected: u64) -> Result<()> {
+        self.edge.shutdown().await?;
+        if let Some(core) = self.core {
+            core.shutdown().await?;
+        }
+        let counted = panics() - self.panics_before;
+        ensure!(counted == expected, "{counted} panics instead of {expected}");
+        Ok(())
+    }
+}
+
+/// Runs a core with these settings. Returns where it listens and where its figures are.
+///
+/// # Errors
+/// When it cannot be bound.
+pub async fn serve_core(
+    settings: chatbox_core::config::Config,
+    models: Option<Models>,
+) -> Result<((SocketAddr, SocketAddr), Served)> {
+    Served::start("core", move || async move {
+        let app = match models {
+            None => chatbox_core::app::App::bind(settings).await?,
+            Some(models) => chatbox_core::app::App::bind_with(settings, models).await?,
+        };
+        let metrics = app.metrics_addr().context("core serves figures")?;
+        Ok(((app.grpc_addr()?, metrics), |token| app.run(token)))
+    })
+    .await
+}
+
+/// Runs an edge with these settings. Returns where it listens and where its figures are.
+///
+/// # Errors
+/// When it cannot be bound.
+pub async fn serve_edge(settings: chatbox_edge::config::Config) -> Result<((SocketAddr, SocketAddr), Served)> {
+    Served::start("edge", move || async move {
+        let app = chatbox_edge::App::bind(settings).await?;
+        let metrics = app.metrics_addr().context("the edge serves figures")?;
+        Ok(((app.http_addr()?, metrics), |token| app.run(token)))
+    })
+    .await
 }

@@ -248,6 +248,14 @@ impl Ws {
         }
     }
 
+    /// The next WebSocket message as it came.
+    ///
+    /// # Errors
+    /// When there is none any more.
+    pub async fn receive_message(&mut self) -> Result<Message> {
+        Ok(self.socket.next().await.context("the socket has ended")??)
+    }
+
     /// Closes with 1000 and waits for the answer.
     ///
     /// # Errors

@@ -62,7 +62,7 @@ test-web: ## types and unit tests of the page
 	@.ci/web test
 
 e2e: web test-build ## the page in a browser against the real binaries
-	@.ci/e2e $(TARGET_DIR)/debug/chatbox
+	@CHATBOX_BIN=$(TARGET_DIR)/debug/chatbox .ci/web e2e
 
 bench: ## speed and memory, each figure beside its reference
 	$(CARGO) bench $(SCOPE) --bench '*' $(ARGS)

@@ -61,7 +61,7 @@ test-web: ## types and unit tests of the page
 	@.ci/web check
 	@.ci/web test
 
-e2e: test-build ## the page in a browser against the real binaries
+e2e: web test-build ## the page in a browser against the real binaries
 	@CHATBOX_BIN=$(TARGET_DIR)/debug/chatbox .ci/web e2e
 
 # What is measured is what is shipped: the bench is built without the other packages' test features, which the whole

@@ -2,7 +2,13 @@
 
 use std::io::IsTerminal as _;
 
-use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing::{Level, Metadata};
+use tracing_subscriber::{
+    EnvFilter, Layer as _, Registry,
+    filter::{FilterExt as _, filter_fn},
+    layer::{Filter, SubscriberExt as _},
+    util::SubscriberInitExt as _,
+};
 
 use crate::config::{LogConfig, LogFormat};
 
@@ -14,12 +20,13 @@ const CARRIERS: [&str; 9] =
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn filter(text: &str) -> anyhow::Result<EnvFilter> {
-    let mut filter = EnvFilter::try_new(text)?;
-    for carrier in CARRIERS {
-        filter = filter.add_directive(format!("{carrier}=info").parse()?);
-    }
-    Ok(filter)
+pub fn filter(text: &str) -> anyhow::Result<impl Filter<Registry> + use<>> {
+    Ok(EnvFilter::try_new(text)?.and(filter_fn(|line| *line.level() <= Level::INFO || !is_of_a_carrier(line))))
+}
+
+fn is_of_a_carrier(line: &Metadata<'_>) -> bool {
+    let library = line.target().split("::").next().unwrap_or_default();
+    CARRIERS.contains(&library)
 }
 
 /// Installs the subscriber, and a panic hook that writes one line into it instead of to the terminal.
@@ -27,16 +34,16 @@ pub fn filter(text: &str) -> anyhow::Result<EnvFilter> {
 /// # Errors
 /// For a filter that cannot be read, or when there is a subscriber already.
 pub fn install(config: &LogConfig) -> anyhow::Result<()> {
-    let registry = tracing_subscriber::registry().with(filter(&config.filter)?);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    match config.format {
-        LogFormat::Text => registry.with(lines.with_ansi(std::io::stderr().is_terminal())).try_init()?,
-        LogFormat::Json => registry.with(lines.json()).try_init()?,
-    }
+    let lines = match config.format {
+        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
+        LogFormat::Json => lines.json().boxed(),
+    };
+    tracing_subscriber::registry().with(lines.with_filter(filter(&config.filter)?)).try_init()?;
     std::panic::set_hook(Box::new(|panic| {
         // The place only: the text of a panic may quote what was being handled.
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        let backtrace = std::backtrace::Backtrace::capture();
+        let backtrace = std::backtrace::Backtrace::force_capture();
         tracing::error!(panic.place = place, panic.backtrace = %backtrace, "panicked");
     }));
     Ok(())
@@ -50,8 +57,11 @@ mod tests {
 
     #[test]
     fn no_filter_makes_libraries_log_what_they_carry() {
-        for text in ["trace", "trace,tungstenite=trace,h2=trace", "info,hyper=debug"] {
-            let subscriber = tracing_subscriber::registry().with(filter(text).unwrap());
+        for text in
+            ["trace", "trace,tungstenite=trace,h2=trace", "info,hyper=debug", "tungstenite::protocol=trace,h2=warn"]
+        {
+            let lines = tracing_subscriber::fmt::layer().with_writer(std::io::sink);
+            let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter(text).unwrap()));
             tracing::subscriber::with_default(subscriber, || {
                 assert!(!tracing::enabled!(target: "tungstenite::protocol", Level::TRACE), "{text}");
                 assert!(!tracing::enabled!(target: "h2::codec", Level::TRACE), "{text}");

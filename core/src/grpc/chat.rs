@@ -26,6 +26,9 @@ use crate::{
     session::{Attach, Closed, OpenSession, Queue, Sessions, event},
 };
 
+/// To find or make the session and join its room.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// One stream of one caller.
 pub(super) struct Connection {
     sessions: Sessions,
@@ -68,13 +71,15 @@ impl Connection {
     }
 
     /// Serves the stream until one side ends it.
-    pub(super) async fn run(mut self, mut frames: Streaming<Bytes>) {
+    pub(super) async fn run(mut self: Box<Self>, mut frames: Streaming<Bytes>) {
         let mut half_closed = false;
         loop {
             let expiry = self.next_expiry();
             tokio::select! {
                 biased;
                 () = self.queue.wait_closed() => break,
+                // Ahead of the frames, which a client may send without end.
+                () = tokio::time::sleep_until(expiry) => self.expire(),
                 // `message` is cancel-safe: what was decoded stays in the stream's buffer.
                 frame = frames.message(), if !half_closed => match frame {
                     Ok(Some(bytes)) => match self.frame(bytes).await {
@@ -93,7 +98,6 @@ impl Connection {
                         break;
                     }
                 },
-                () = tokio::time::sleep_until(expiry) => self.expire(),
                 () = room_closed(self.open.as_ref()) => self.room_gone(),
                 // Streams with a session are told by their room.
                 () = self.leaving.cancelled(), if self.open.is_none() => {
@@ -181,7 +185,10 @@ impl Connection {
             created,
             done,
         };
-        self.open = Some(self.sessions.attach(&self.caller, open.session, &open.model, join).await?);
+        let attach = self.sessions.attach(&self.caller, open.session, &open.model, join);
+        // The token may expire and the server may leave meanwhile: neither is looked at for longer than this.
+        let attached = tokio::time::timeout(OPEN_TIMEOUT, attach).await;
+        self.open = Some(attached.map_err(|_| leaving())??);
         Ok(())
     }
 
@@ -251,6 +258,13 @@ impl Connection {
     fn room_gone(&mut self) {
         self.open = None;
         self.queue.close(Closed::Failed(leaving()));
+    }
+}
+
+impl Drop for Connection {
+    /// A panic must not leave a stream that looks alive; whoever closed before has said why.
+    fn drop(&mut self) {
+        self.queue.close(Closed::Failed(Failure::internal()));
     }
 }
 

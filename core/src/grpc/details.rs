@@ -4,6 +4,7 @@
 //! details.
 
 use std::{
+    panic::AssertUnwindSafe,
     pin::Pin,
     sync::LazyLock,
     task::{Context, Poll, ready},
@@ -16,6 +17,7 @@ use chatbox_proto::{
     error_code::ErrorCode,
     status::{Failure, generic_message, generic_reason},
 };
+use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use prost::Message as _;
@@ -76,7 +78,11 @@ where
         Box::pin(async move {
             let answer = tokio::select! {
                 biased;
-                answer = answer => answer?,
+                answer = AssertUnwindSafe(answer).catch_unwind() => match answer {
+                    Ok(answer) => answer?,
+                    // The panic hook has logged and counted it.
+                    Err(_) => Status::from(Failure::internal()).into_http(),
+                },
                 () = deadline => too_late().into_http(),
             };
             let (mut head, body) = answer.into_parts();

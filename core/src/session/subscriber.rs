@@ -131,8 +131,11 @@ impl Queue {
             Some(Item::Delta(before)) if follows(before.message_id, before.offset, &before.text) => {
                 let (message_id, started_seq, offset) = (before.message_id, before.started_seq, before.offset);
                 let text = [&*before.text, &*delta.text].concat();
+                // An item is given back as what it is charged with: its own text from here on.
+                let (charged, kept) = (before.encoded.len(), before.text.len());
                 state.items.pop_back();
                 state.items.push_back(Item::Merged { message_id, started_seq, offset, text });
+                state.bytes = state.bytes - charged + kept;
                 true
             }
             Some(Item::Delta(_) | Item::Merged { .. } | Item::Event(_) | Item::Replay(_)) | None => false,
@@ -142,7 +145,7 @@ impl Queue {
             return self.push_item(Item::Delta(delta.clone()));
         }
         state.bytes += delta.text.len();
-        self.check(state)
+        self.check(state, false)
     }
 
     /// Ends the stream after what is queued; the first close counts.
@@ -191,19 +194,25 @@ impl Queue {
             return false;
         }
         state.bytes += item.bytes();
+        // One event may be larger than the queue: a reader that keeps up gets it all the same.
+        let alone = state.items.is_empty();
         state.items.push_back(item);
-        self.check(state)
+        self.check(state, alone)
     }
 
     /// Closes the queue when it is over a limit, and wakes the reader.
-    fn check(&self, mut state: MutexGuard<'_, State>) -> bool {
-        let open = state.items.len() <= self.limits.events && state.bytes <= self.limits.bytes;
+    fn check(&self, mut state: MutexGuard<'_, State>, alone: bool) -> bool {
+        let fits = state.items.len() <= self.limits.events && state.bytes <= self.limits.bytes;
+        let open = fits || alone;
+        let mut dropped = VecDeque::new();
         if !open {
-            state.items.clear();
+            dropped = std::mem::take(&mut state.items);
             state.bytes = 0;
             state.closed = Some(Closed::Failed(slow_consumer()));
         }
         wake(state);
+        // After the lock is released: a replay holds a store read.
+        drop(dropped);
         open
     }
 
@@ -215,9 +224,10 @@ impl Queue {
     fn poll_item(&self, cx: &mut Context<'_>) -> Poll<Result<Item, Closed>> {
         let mut state = self.lock();
         if let Some(item) = state.items.pop_front() {
-            state.bytes -= item.bytes().min(state.bytes);
+            state.bytes -= item.bytes();
             return Poll::Ready(Ok(item));
         }
+        debug_assert_eq!(state.bytes, 0, "what was charged is given back");
         if let Some(closed) = &state.closed {
             return Poll::Ready(Err(closed.clone()));
         }
@@ -398,6 +408,29 @@ mod tests {
             assert!(offset <= 1000);
         }
         assert!(queue.is_closed());
+    }
+
+    #[tokio::test]
+    async fn merging_is_charged_for_what_it_keeps() {
+        let queue = Queue::new(LIMITS);
+        let mut reader = QueueStream::new(queue.clone());
+        let id = MessageId::generate();
+        for n in 0..10_000 {
+            queue.push_delta(&delta(id, n * 2, "a"));
+            queue.push_delta(&delta(id, n * 2 + 1, "b"));
+            assert!(reader.next().await.unwrap().is_ok(), "a reader that keeps up stays, round {n}");
+        }
+        assert_eq!(queue.lock().bytes, 0);
+    }
+
+    #[tokio::test]
+    async fn one_event_may_be_larger_than_the_queue() {
+        let queue = Queue::new(LIMITS);
+        let mut reader = QueueStream::new(queue.clone());
+        assert!(queue.push(Bytes::from(vec![0; 5000])));
+        assert_eq!(reader.next().await.unwrap().unwrap().len(), 5000);
+        assert!(queue.push(Bytes::from(vec![0; 5000])));
+        assert!(!queue.push(Bytes::from_static(b"e")));
     }
 
     #[tokio::test]

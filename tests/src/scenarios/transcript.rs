@@ -102,6 +102,10 @@ impl Transcript {
                 Some(entry::Kind::ReplyStarted(start)) => {
                     *started.entry(start.message_id.as_str()).or_insert(0) += 1;
                 }
+                Some(entry::Kind::Message(message)) => {
+                    let stored = history.iter().find(|stored| stored.message_id == message.message_id);
+                    ensure!(stored == Some(message), "seen {message:?}, stored {stored:?}");
+                }
                 Some(entry::Kind::ReplyFinished(end)) => *ended.entry(end.message_id.as_str()).or_insert(0) += 1,
                 _ => {}
             }

@@ -118,7 +118,13 @@ mod tests {
 
     #[tokio::test]
     async fn an_app_that_drains_is_told_from_one_that_fails_and_from_one_that_leaks() {
-        let clean = served(|stop| Box::pin(async move { Ok(stop.cancelled().await) })).await;
+        let clean = served(|stop| {
+            Box::pin(async move {
+                stop.cancelled().await;
+                Ok(())
+            })
+        });
+        let clean = clean.await;
         assert!(clean.runs());
         clean.shutdown().await.unwrap();
 
@@ -129,7 +135,8 @@ mod tests {
             Box::pin(async move {
                 let tasks = tokio_util::task::TaskTracker::new();
                 tasks.spawn(std::future::pending::<()>());
-                Ok(stop.cancelled().await)
+                stop.cancelled().await;
+                Ok(())
             })
         });
         let error = leaking.await.shutdown().await.unwrap_err();

@@ -190,7 +190,7 @@ async fn storm(pair: &Pair, count: usize) {
     let clients = join_all(sockets).await;
     let ends = clients.into_iter().enumerate().map(|(number, mut client)| async move {
         let socket = client.socket().unwrap();
-        if number % 2 == 0 {
+        if number.is_multiple_of(2) {
             // Linger 0: the kernel sends a reset instead of an orderly end.
             socket.tcp().set_zero_linger().unwrap();
         } else {

@@ -43,7 +43,7 @@ async fn hammer(
             }
             1 if !running.is_empty() => Frame::Stop(Stop { message_id: running.clone() }),
             2 => Frame::Read(Read { seq: client.entries().last().map_or(0, |entry| entry.seq) }),
-            _ => Frame::Typing(Typing { active: round % 2 == 0 }),
+            _ => Frame::Typing(Typing { active: round.is_multiple_of(2) }),
         };
         // The first who has done half of it ends the session under everybody's hands.
         let frame = if round == ROUNDS / 2 && !over.swap(true, Ordering::Relaxed) {

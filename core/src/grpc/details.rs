@@ -173,12 +173,11 @@ fn complete(headers: &mut HeaderMap) -> Code {
     if code == Code::Ok || headers.contains_key(DETAILS) {
         return code;
     }
-    let failure = match code {
+    let failure = if code == Code::OutOfRange {
         // tonic's word for a message above the limit. No position of ours is ever sent without details.
-        Code::OutOfRange => {
-            Failure::new(ErrorCode::ResourceExhausted, "MESSAGE_TOO_BIG", "the message is longer than the limit")
-        }
-        _ => Failure::from(&status),
+        Failure::new(ErrorCode::ResourceExhausted, "MESSAGE_TOO_BIG", "the message is longer than the limit")
+    } else {
+        Failure::from(&status)
     };
     let code = if code == Code::OutOfRange { Code::ResourceExhausted } else { code };
     let own = Status::from(failure);

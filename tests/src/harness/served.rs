@@ -123,12 +123,18 @@ mod tests {
                 stop.cancelled().await;
                 Ok(())
             })
-        });
-        let clean = clean.await;
+        })
+        .await;
         assert!(clean.runs());
         clean.shutdown().await.unwrap();
 
-        let failing = served(|stop| Box::pin(async move { Err(anyhow!("{:?}", stop.cancelled().await)) })).await;
+        let failing = served(|stop| {
+            Box::pin(async move {
+                stop.cancelled().await;
+                Err(anyhow!("it could not end well"))
+            })
+        })
+        .await;
         failing.shutdown().await.unwrap_err();
 
         let leaking = served(|stop| {

@@ -120,6 +120,9 @@ impl RoomHandle {
     }
 }
 
+/// Read marks on their way to the store; resolves to those that could not be stored.
+type Marks = Pin<Box<dyn Future<Output = BTreeMap<String, Seq>> + Send>>;
+
 /// See the module's text.
 pub(super) struct Room {
     shared: Arc<Shared>,
@@ -131,7 +134,7 @@ pub(super) struct Room {
     subscribers: Subscribers,
     read_marks: BTreeMap<String, Seq>,
     dirty_marks: BTreeMap<String, Seq>,
-    marks: Option<Pin<Box<dyn Future<Output = BTreeMap<String, Seq>> + Send>>>,
+    marks: Option<Marks>,
     marked_at: Option<Instant>,
     writes: Writes,
     reply: Option<LiveReply>,

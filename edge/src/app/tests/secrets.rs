@@ -6,7 +6,7 @@ use std::{
 };
 
 use chatbox_proto::token::{MintClaims, Role, Secret, mint_hs256};
-use tracing_subscriber::{fmt::MakeWriter, layer::SubscriberExt as _};
+use tracing_subscriber::{Layer as _, fmt::MakeWriter, layer::SubscriberExt as _};
 
 use super::*;
 

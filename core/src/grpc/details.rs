@@ -173,21 +173,13 @@ fn complete(headers: &mut HeaderMap) -> Code {
     if code == Code::Ok || headers.contains_key(DETAILS) {
         return code;
     }
-<<<<<<< HEAD
-    // tonic's word for a message above the limit. No position of ours is ever sent without details.
-    let (code, failure) = if code == Code::OutOfRange {
-        let message = "the message is longer than the limit";
-        (Code::ResourceExhausted, Failure::new(ErrorCode::ResourceExhausted, "MESSAGE_TOO_BIG", message))
-    } else {
-        (code, Failure::from(&status))
-=======
     let failure = if code == Code::OutOfRange {
         // tonic's word for a message above the limit. No position of ours is ever sent without details.
         Failure::new(ErrorCode::ResourceExhausted, "MESSAGE_TOO_BIG", "the message is longer than the limit")
     } else {
         Failure::from(&status)
->>>>>>> main
     };
+    let code = if code == Code::OutOfRange { Code::ResourceExhausted } else { code };
     let own = Status::from(failure);
     let mut replaced = HeaderMap::new();
     if own.add_header(&mut replaced).is_ok() {

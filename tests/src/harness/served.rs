@@ -79,7 +79,7 @@ impl Served {
     /// # Errors
     /// When it does not.
     pub async fn shutdown(mut self) -> Result<()> {
-        if !self.runs() {
+        if !self.shutdown.is_cancelled() && !self.runs() {
             self.outcome().await?;
             bail!("{} had ended by itself", self.name);
         }

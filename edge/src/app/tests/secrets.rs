@@ -6,7 +6,7 @@ use std::{
 };
 
 use chatbox_proto::token::{MintClaims, Role, Secret, mint_hs256};
-use tracing_subscriber::{fmt::MakeWriter, layer::SubscriberExt as _};
+use tracing_subscriber::{Layer as _, fmt::MakeWriter, layer::SubscriberExt as _};
 
 use super::*;
 
@@ -54,7 +54,7 @@ fn marked_token() -> String {
 async fn tokens_queries_and_text_reach_no_log() {
     let log = Log::default();
     let lines = tracing_subscriber::fmt::layer().with_writer(log.clone()).with_ansi(false);
-    let subscriber = tracing_subscriber::registry().with(crate::telemetry::filter("trace").unwrap()).with(lines);
+    let subscriber = tracing_subscriber::registry().with(lines.with_filter(crate::telemetry::filter("trace").unwrap()));
     let guard = tracing::subscriber::set_default(subscriber);
 
     let edge = Running::start().await;

@@ -6,6 +6,7 @@ use serde_json::json;
 use super::transcript::Transcript;
 use crate::harness::{
     client::{Client, Transport},
+    gate::Gate,
     history,
     pair::{Pair, Role, Settings},
     provider::{Provider, Script},
@@ -58,6 +59,45 @@ async fn text_reaches_model_stream_and_history_byte_for_byte_but_for_nul() {
         for text in [TEXT, &kept] {
             assert!(client.say("first", text).await.unwrap().duplicate);
         }
+    }
+    stack.shutdown().await.unwrap();
+}
+
+/// The longest text that the default settings let a reply have.
+const LONGEST: usize = 1 << 20;
+
+#[tokio::test]
+async fn a_reply_as_long_as_may_be_reaches_every_reader_as_it_is_and_ends_at_its_limit() {
+    let provider = Provider::start().await.unwrap();
+    let stack = Stack::start(Setup::new().unwrap().with_models(&provider, &["m"])).await.unwrap();
+    let piece = "0123456789abcde ".repeat(1024);
+    let quarter = LONGEST / 4;
+    for (round, transport) in Transport::ALL.into_iter().enumerate() {
+        let user = format!("user-{round}");
+        let gates = [Gate::new(), Gate::new(), Gate::new(), Gate::new()];
+        let mut script = Script::stream();
+        for gate in &gates {
+            script = (0..quarter / piece.len()).fold(script, |script, _| script.delta(&piece)).gate(gate);
+        }
+        provider.script("m", script.delta("one too many").finish("stop").done());
+        let mut client = stack.connect(transport, &user).await.unwrap();
+        let mut transcript = Transcript::default();
+        transcript.attach(&mut client).await.unwrap();
+        client.say("first", "go on").await.unwrap();
+        // As a model does: no faster than its readers.
+        for (number, gate) in (1..).zip(&gates) {
+            let has = |event: &Event| {
+                matches!(event, Event::ReplyDelta(delta) if delta.next_offset as usize >= number * quarter)
+                    .then_some(())
+            };
+            client.until("a quarter", has).await.unwrap();
+            gate.open();
+        }
+        let reply = client.reply().await.unwrap();
+        assert_eq!((reply.finished.finish_reason(), reply.finished.text.len()), (FinishReason::Length, LONGEST));
+        assert!(reply.streamed == reply.finished.text, "{} bytes were streamed", reply.streamed.len());
+        client.say("second", "and now?").await.unwrap();
+        client.reply().await.unwrap();
     }
     stack.shutdown().await.unwrap();
 }

@@ -148,7 +148,14 @@ async fn launch(
 ) -> Result<Process> {
     let mut command = chatbox()?;
     command
-        .args(["dev", "--http", &addresses.http.to_string(), "--grpc", &addresses.grpc.to_string()])
+        .args([
+            "dev",
+            "--no-local-models",
+            "--http",
+            &addresses.http.to_string(),
+            "--grpc",
+            &addresses.grpc.to_string(),
+        ])
         .arg("--data")
         .arg(folder.join("data"))
         .args(arguments)

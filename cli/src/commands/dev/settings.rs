@@ -279,10 +279,10 @@ mod tests {
 
     #[test]
     fn both_verify_tokens_alike_and_a_key_of_the_environment_replaces_that_of_the_folder() {
-        let key = "4wcBM6yXDs0mC8hXGzJqYk1rT5nVfLpZ2aQeUoIiRbE=";
+        let key = "4wcBM6yXDs0mC8hXGzJqYk1rT5nVfLpZ2aQeUoIiRbE="; // gitleaks:allow: made up
         let ring = format!("[{{id = \"k1\", key = \"{key}\"}}]");
         let list = [
-            ("CHATBOX_CORE_TOKEN_SECRET", "9pYb3mQx7LrT2vWc8KdF5hJnZsGa4EuM"),
+            ("CHATBOX_CORE_TOKEN_SECRET", "9pYb3mQx7LrT2vWc8KdF5hJnZsGa4EuM"), // gitleaks:allow: made up
             ("CHATBOX_TOKEN_AUDIENCE", "chatbox"),
             ("CHATBOX_KEYS_RING", &ring),
         ];

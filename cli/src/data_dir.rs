@@ -37,12 +37,14 @@ impl DataDir {
                 let parents = path.parent().filter(|parent| !parent.as_os_str().is_empty());
                 parents.map_or(Ok(()), fs::create_dir_all).with_context(failed)?;
                 match DirBuilder::new().mode(PRIVATE_FOLDER).create(path) {
-                    // Another process was faster.
+                    // Another process was faster, and writes what follows.
                     Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                    made => made.with_context(failed)?,
+                    made => {
+                        made.with_context(failed)?;
+                        // Nobody should commit keys because the folder happens to be in a repository.
+                        private_file(&path.join(".gitignore"), "*\n").with_context(failed)?;
+                    }
                 }
-                // Nobody should commit keys because the folder happens to be in a repository.
-                private_file(&path.join(".gitignore"), "*\n").with_context(failed)?;
             }
             Err(error) => return Err(error).with_context(failed),
         }

@@ -1,16 +1,20 @@
 //! The command line.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, path::PathBuf, time::Duration};
 
-use chatbox_proto::{settings, token::Role};
+use chatbox_proto::{
+    settings,
+    token::{Role, Secret},
+};
 use clap::{ArgAction, Parser, Subcommand, builder::PossibleValuesParser};
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  done
-  1  it failed, and one line says why
-  2  the command line is wrong
-  64 a setting is wrong";
+    0  done
+    1  it failed, and one line says why
+    2  the command line is wrong
+   64  a setting is wrong
+  130  a conversation was left by Ctrl-C";
 
 /// Chatbox on this machine: run it, talk to it, make tokens for it.
 #[derive(Debug, Parser)]
@@ -24,13 +28,16 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     Dev(DevArgs),
     Token(TokenArgs),
+    Chat(ChatArgs),
+    Models(ModelsArgs),
+    Sessions(SessionsArgs),
 }
 
 /// Run the whole product in one process, and print a link to open.
 ///
 /// Core and edge run on an embedded database in the data folder. Models of an Ollama or llama.cpp server on this machine
 /// are offered beside the built-in demo model. Every setting of the two binaries is also a variable here: those of core
-/// begin with CHATBOX_CORE_, those of the edge with CHATBOX_EDGE_, and both read CHATBOX_.
+/// begin with `CHATBOX_CORE_`, those of the edge with `CHATBOX_EDGE_`, and both read `CHATBOX_`.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -52,7 +59,7 @@ pub(crate) struct DevArgs {
     /// Do not look for model servers on this machine.
     #[arg(long)]
     pub(crate) no_local_models: bool,
-    /// Log more: -v what happens, -vv everything of ours. CHATBOX_LOG_FILTER says it exactly.
+    /// Log more: -v what happens, -vv everything of ours. `CHATBOX_LOG_FILTER` says it exactly.
     #[arg(short, long, action = ArgAction::Count)]
     pub(crate) verbose: u8,
     /// Print one line of JSON with addresses, link and token instead of the banner.
@@ -63,8 +70,8 @@ pub(crate) struct DevArgs {
 /// Where an instance keeps its things.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct DataArgs {
-    /// Folder of the instance: database, keys, token secret. Made when it is not there.
-    #[arg(long, value_name = "DIR", default_value = ".chatbox")]
+    /// Folder of the instance: database, keys, token secret. `chatbox dev` and `chatbox token` make it.
+    #[arg(long, global = true, value_name = "DIR", default_value = ".chatbox")]
     pub(crate) data: PathBuf,
 }
 
@@ -110,8 +117,118 @@ pub(crate) struct TokenArgs {
     pub(crate) json: bool,
 }
 
+/// Which server, and as whom.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ServerArgs {
+    /// Where core's gRPC is; https:// for TLS.
+    #[arg(long, global = true, value_name = "URL", default_value = "http://127.0.0.1:50051")]
+    pub(crate) grpc: String,
+    /// PEM file of the authority that signed the server's certificate, instead of those of the system.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) data: DataArgs,
+    /// A bearer token, instead of one made with the secret in the data folder. Others on this machine see command lines:
+    /// the variable is the better place.
+    #[arg(
+        long,
+        global = true,
+        value_name = "TOKEN",
+        env = "CHATBOX_TOKEN",
+        hide_env_values = true,
+        value_parser = secret
+    )]
+    pub(crate) token: Option<Secret>,
+    /// The user to be, with a data folder. The printed link of `chatbox dev` is for `you`.
+    #[arg(long, global = true, value_name = "USER", default_value = "you")]
+    pub(crate) user: String,
+}
+
+/// Talk to a running instance in the terminal.
+///
+/// Replies stream as they are generated. When the connection breaks the conversation is resumed where it stopped. With a
+/// terminal, Ctrl-C stops the running reply, and twice leaves; /help lists the commands. Without one, every line of
+/// standard input is a message, sent when the reply before it is complete; the replies alone go to standard output.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "\
+Examples:
+  chatbox chat
+  chatbox chat --data /tmp/try --grpc http://127.0.0.1:3001
+  echo 'What is a monad?' | chatbox chat
+  printf 'one\\ntwo\\n' | chatbox chat --json | jq -c .replyDelta.text
+
+Exit codes:
+    0  left, or all messages were answered
+    1  it failed, or a message got no complete reply
+  130  left by Ctrl-C")]
+pub(crate) struct ChatArgs {
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+    /// Continue this session [default: the active one, or a new one].
+    #[arg(long, value_name = "ID")]
+    pub(crate) session: Option<String>,
+    /// Model of the session, if a new one is made.
+    #[arg(long, value_name = "MODEL", default_value = "", hide_default_value = true)]
+    pub(crate) model: String,
+    /// Print every event as one line of canonical protobuf JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// List the models that can answer.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ModelsArgs {
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+    /// Print the answer as one line of canonical protobuf JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// List, show and end your sessions.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "\
+Examples:
+  chatbox sessions
+  chatbox sessions show 0190f3c2-7b1e-7c3a-9d52-5b8e2f6a1c04
+  chatbox sessions end 0190f3c2-7b1e-7c3a-9d52-5b8e2f6a1c04
+  chatbox sessions list --json | jq -r .sessionId")]
+pub(crate) struct SessionsArgs {
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+    /// Print every session or message as one line of canonical protobuf JSON.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) action: Option<SessionsAction>,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum SessionsAction {
+    /// List them, last activity first. The default.
+    List {
+        /// At most this many.
+        #[arg(long, value_name = "COUNT", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        limit: u32,
+    },
+    /// Show a session with its messages.
+    Show {
+        /// Its id.
+        id: String,
+    },
+    /// End a session; its history stays readable.
+    End {
+        /// Its id.
+        id: String,
+    },
+}
+
 fn roles() -> PossibleValuesParser {
     PossibleValuesParser::new(Role::ALL.map(Role::name))
+}
+
+fn secret(text: &str) -> Result<Secret, Infallible> {
+    Ok(Secret::new(text.trim()))
 }
 
 fn lifetime(text: &str) -> Result<Duration, String> {
@@ -153,6 +270,30 @@ mod tests {
     }
 
     #[test]
+    fn the_server_is_named_before_or_after_what_to_do_with_a_session() {
+        for line in [
+            "chatbox sessions --grpc http://h:1 --user bob end x",
+            "chatbox sessions end x --grpc http://h:1 --user bob",
+        ] {
+            let Ok(Command::Sessions(args)) = parse(line) else { panic!("{line}") };
+            assert_eq!((args.server.grpc.as_str(), args.server.user.as_str()), ("http://h:1", "bob"), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_token_on_the_command_line_is_not_shown_again() {
+        let command = parse("chatbox chat --token top.secret.token").unwrap();
+        assert!(!format!("{command:?}").contains("top"));
+    }
+
+    #[test]
+    fn a_secret_from_elsewhere_needs_no_folder() {
+        for line in ["chatbox token --sub a --config core.toml", "chatbox token --sub a --secret-env SECRET"] {
+            assert!(parse(line).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused() {
         for line in [
             "chatbox",
@@ -162,6 +303,8 @@ mod tests {
             "chatbox token --sub a --expires 0s",
             "chatbox token --sub a --config f --data d",
             "chatbox dev --http 8080",
+            "chatbox sessions list --limit 0",
+            "chatbox sessions end",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

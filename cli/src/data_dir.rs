@@ -49,6 +49,16 @@ impl DataDir {
         Ok(Self(path.canonicalize().with_context(failed)?))
     }
 
+    /// Opens the folder of an instance that was there before.
+    pub(crate) fn existing(path: &Path) -> Result<Self> {
+        ensure!(
+            path.join(TOKEN_SECRET).is_file(),
+            "there is no instance in {}: start one with `chatbox dev`, name its folder with --data, or give --token",
+            path.display()
+        );
+        Self::open(path)
+    }
+
     /// Where it is, without symbolic links.
     pub(crate) fn path(&self) -> &Path {
         &self.0

@@ -2,9 +2,11 @@
 //! development.
 
 mod args;
+mod client;
 mod commands;
 mod data_dir;
 mod local_models;
+mod plain_text;
 mod terminal;
 mod token;
 
@@ -26,6 +28,9 @@ fn main() -> ExitCode {
     let result = match args.command {
         Command::Dev(args) => commands::dev::run(&args, vars),
         Command::Token(args) => commands::token::run(&args, &vars),
+        Command::Chat(args) => wait(commands::chat::run(args, vars)),
+        Command::Models(args) => wait(commands::models::run(args, vars)),
+        Command::Sessions(args) => wait(commands::sessions::run(args, vars)),
     };
     match result {
         Ok(code) => code,
@@ -35,6 +40,14 @@ fn main() -> ExitCode {
             if error.is::<Mistakes>() { ExitCode::from(BAD_SETTING) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// Runs a client's work to its end. What it left behind is not waited for.
+fn wait(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(Box::pin(work));
+    runtime.shutdown_background();
+    result
 }
 
 /// The one place where the environment is read.

@@ -69,11 +69,6 @@ impl App {
         let source = keys::source(&config.token).map_err(key_error)?;
         let verifier = Arc::new(Verifier::new(&config.token, source).map_err(key_error)?);
         let tls = server_tls(&config)?;
-        let grpc = listen("listen", config.listen)?;
-        let operators = match config.metrics_listen.as_str() {
-            "" => None,
-            address => Some(listen("metrics_listen", address.parse()?)?),
-        };
         if let Err(error) = verifier.refresh().await {
             // A file that cannot be read will not get better; an issuer may come back.
             anyhow::ensure!(config.token.jwks_file.is_empty(), "token.jwks_file: {error}");
@@ -85,6 +80,15 @@ impl App {
             Err(error) => {
                 store.close().await;
                 return Err(error).context("keys.ring: the self-test failed");
+            }
+        };
+        // Last, so that a port that listens is a core that can serve.
+        let bound = listen("listen", config.listen).and_then(|grpc| Ok((grpc, listen_operators(&config)?)));
+        let (grpc, operators) = match bound {
+            Ok(bound) => bound,
+            Err(error) => {
+                store.close().await;
+                return Err(error);
             }
         };
 
@@ -135,7 +139,8 @@ impl App {
         let health = server.health();
         let (stop_accepting, stop) = (CancellationToken::new(), CancellationToken::new());
         // Dropping this future, rather than cancelling `shutdown`, leaves no task behind.
-        let _stop_when_dropped = (leaving.clone().drop_guard(), stop.clone().drop_guard());
+        let _stop_when_dropped =
+            (leaving.clone().drop_guard(), stop_accepting.clone().drop_guard(), stop.clone().drop_guard());
         let ready = operators::Ready::default();
 
         let background = TaskTracker::new();
@@ -261,6 +266,13 @@ fn listen(setting: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     bind().map_err(|error| anyhow::anyhow!("{setting}: {address}: {error}"))
 }
 
+fn listen_operators(config: &Config) -> anyhow::Result<Option<TcpListener>> {
+    match config.metrics_listen.as_str() {
+        "" => Ok(None),
+        address => listen("metrics_listen", address.parse()?).map(Some),
+    }
+}
+
 fn open_store(config: &Config) -> anyhow::Result<Arc<dyn SessionStore>> {
     let StoreTarget::Sqlite(path) = config.store.target().map_err(|rule| anyhow::anyhow!("store.url: {rule}"))?;
     let max = config.store.max_size.as_usize() as u64;
@@ -281,6 +293,8 @@ fn server_tls(config: &Config) -> anyhow::Result<Option<ServerTlsConfig>> {
     if !client_ca_file.is_empty() {
         tls = tls.client_ca_root(Certificate::from_pem(read("client_ca_file", client_ca_file)?));
     }
+    // Built once for nothing, so that a file that is no certificate is refused before anything listens.
+    tonic::transport::Server::builder().tls_config(tls.clone()).context("tls.cert_file, tls.key_file")?;
     Ok(Some(tls))
 }
 
@@ -292,7 +306,6 @@ fn session_limits(config: &Config) -> SessionLimits {
     let session = &config.session;
     SessionLimits {
         max_active: session.active_per_user,
-        queue: queue_limits(config),
         replay: session.replay_entries,
         max_unanswered: session.unanswered,
         append_rounds: session.append_rounds,

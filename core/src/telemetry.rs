@@ -13,20 +13,13 @@ use std::{
     },
 };
 
-use tracing_subscriber::{
-    EnvFilter, Layer, Registry,
-    filter::{FilterExt as _, filter_fn},
-    layer::SubscriberExt as _,
-};
+use tracing::{Level, Metadata};
+use tracing_subscriber::{EnvFilter, Layer, Registry, filter::filter_fn, layer::SubscriberExt as _};
 
 use crate::config::{LogConfig, LogFormat};
 
 static PANICS: AtomicU64 = AtomicU64::new(0);
 static HOOK: Once = Once::new();
-
-/// When an edge shares the process: logs every frame with its payload, tokens and messages included, at its finest level.
-/// Never shown, whatever the filter.
-const SHOWS_PAYLOADS: &str = "tungstenite";
 
 /// The filter cannot be read. [`Config::check`](crate::config::Config::check) refuses such a one.
 #[derive(Debug, thiserror::Error)]
@@ -39,15 +32,21 @@ pub struct FilterError(#[from] tracing_subscriber::filter::ParseError);
 /// For a filter that cannot be read.
 pub fn init(log: &LogConfig) -> Result<(), FilterError> {
     let filter = EnvFilter::try_new(&log.filter)?;
-    let filter = filter.and(filter_fn(|line| !line.target().starts_with(SHOWS_PAYLOADS)));
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines: Box<dyn Layer<Registry> + Send + Sync> = match log.format {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
     };
     // An error means that there is one: a second server in this process, or a test with its own.
-    let _ = tracing::subscriber::set_global_default(Registry::default().with(lines.with_filter(filter)));
+    let subscriber = Registry::default().with(lines.with_filter(filter)).with(filter_fn(shows_no_payload));
+    let _ = tracing::subscriber::set_global_default(subscriber);
     Ok(())
+}
+
+/// Below info, the WebSocket library (an edge may run in this process) writes whole frames: texts and tokens. No filter of
+/// an operator's may bring them out.
+fn shows_no_payload(metadata: &Metadata<'_>) -> bool {
+    *metadata.level() <= Level::INFO || !metadata.target().starts_with("tungstenite")
 }
 
 /// What is done with a panic besides logging and counting it.

@@ -1,5 +1,5 @@
 //! Core, as the edge sees it: a trait, so that a connection's logic knows no transport, and its gRPC client. One stream per
-//! connection today; a multiplexed link may take its place without touching [`crate::ws`].
+//! connection today; a multiplexed link may take its place without touching `ws`.
 
 use std::{
     fmt,

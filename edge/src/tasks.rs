@@ -21,12 +21,13 @@ impl Tasks {
     /// Starts a task. It must end by itself when the edge drains. A panic ends it alone: it is logged and counted.
     pub(crate) fn spawn(&self, name: &'static str, future: impl Future<Output = ()> + Send + 'static) {
         let panics = self.panics.clone();
-        self.tracker.spawn(async move {
-            if AssertUnwindSafe(future).catch_unwind().await.is_err() {
+        // No async block: it would keep a second copy of the future beside the one it awaits, in every connection.
+        self.tracker.spawn(AssertUnwindSafe(future).catch_unwind().map(move |result| {
+            if result.is_err() {
                 panics.inc();
                 tracing::error!(task.name = name, "a task panicked");
             }
-        });
+        }));
     }
 
     /// How many run.

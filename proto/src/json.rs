@@ -7,6 +7,9 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::status::Failure;
 
+/// Longest field path that is shown, in characters.
+const MAX_PATH: usize = 128;
+
 /// Reads a message; unknown fields are ignored, since a client may be newer than we are.
 ///
 /// # Errors
@@ -36,7 +39,7 @@ pub fn from_slice_strict<T: DeserializeOwned>(json: &[u8]) -> Result<T, Failure>
     let value = result.map_err(|error| invalid(track.path().to_string(), &error))?;
     deserializer.end().map_err(|error| invalid(".".to_owned(), &error))?;
     match unknown {
-        Some(path) => Err(Failure::invalid(path, "no such field")),
+        Some(path) => Err(Failure::invalid(path.chars().take(MAX_PATH).collect::<String>(), "no such field")),
         None => Ok(value),
     }
 }
@@ -56,7 +59,8 @@ pub fn to_vec<T: Serialize>(message: &T) -> Vec<u8> {
 /// The text of serde's error may quote the value of a string field, which is a stranger's message text: only its class is
 /// passed on.
 fn invalid(path: String, error: &serde_json::Error) -> Failure {
-    let field = if path == "." { "frame".to_owned() } else { path };
+    // A path is made of the contract's names, until a stranger's own field comes into it.
+    let field = if path == "." { "frame".to_owned() } else { path.chars().take(MAX_PATH).collect() };
     let rule = match error.classify() {
         serde_json::error::Category::Syntax => {
             format!("not valid JSON at line {} column {}", error.line(), error.column())

@@ -77,7 +77,7 @@ pub struct DrainConfig {
     /// Between readiness going down and the listener closing: 0 s to 1 min. Default 1 s.
     #[serde(with = "settings::duration")]
     pub notice: Duration,
-    /// Streams are told to go at a random moment within this time: 0 s to 1 min. Default 2 s.
+    /// Clients are told to come back after a random part of this time: 0 s to 1 min. Default 2 s.
     #[serde(with = "settings::duration")]
     pub jitter: Duration,
     /// Time for running replies to finish before they are cut: 0 s to 9 min. Default 20 s.

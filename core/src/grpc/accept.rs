@@ -5,6 +5,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures_util::{Stream, stream};
@@ -16,6 +17,9 @@ use tokio::{
 };
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
+/// After an error of the listener.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// Accepts connections, at most `limit` at once.
 pub(super) fn connections(
     listener: TcpListener,
@@ -25,7 +29,14 @@ pub(super) fn connections(
     let permits = Arc::new(Semaphore::new(limit));
     stream::unfold((listener, permits, gauge), |(listener, permits, gauge)| async move {
         let permit = permits.clone().acquire_owned().await.ok()?;
-        let accepted = listener.accept().await.and_then(|(socket, _)| {
+        let mut accepted = listener.accept().await;
+        while let Err(error) = accepted {
+            // Out of file descriptors, most likely: it passes when somebody leaves, and trying at once would spin.
+            tracing::warn!(%error, "a connection could not be accepted");
+            tokio::time::sleep(PAUSE).await;
+            accepted = listener.accept().await;
+        }
+        let accepted = accepted.and_then(|(socket, _)| {
             // Frames are small and wanted at once.
             socket.set_nodelay(true)?;
             gauge.inc();

@@ -13,7 +13,7 @@ use chatbox_proto::{
 use prost::Message as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::Streaming;
+use tonic::{Code, Status, Streaming};
 
 use super::{
     auth::Authenticator,
@@ -25,6 +25,9 @@ use crate::{
     domain::{entry::Sender, time::Timestamp},
     session::{Attach, Closed, OpenSession, Queue, Sessions, event},
 };
+
+/// To find or make the session and join its room.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One stream of one caller.
 pub(super) struct Connection {
@@ -68,13 +71,15 @@ impl Connection {
     }
 
     /// Serves the stream until one side ends it.
-    pub(super) async fn run(mut self, mut frames: Streaming<Bytes>) {
+    pub(super) async fn run(mut self: Box<Self>, mut frames: Streaming<Bytes>) {
         let mut half_closed = false;
         loop {
             let expiry = self.next_expiry();
             tokio::select! {
                 biased;
                 () = self.queue.wait_closed() => break,
+                // Ahead of the frames, which a client may send without end.
+                () = tokio::time::sleep_until(expiry) => self.expire(),
                 // `message` is cancel-safe: what was decoded stays in the stream's buffer.
                 frame = frames.message(), if !half_closed => match frame {
                     Ok(Some(bytes)) => match self.frame(bytes).await {
@@ -89,11 +94,10 @@ impl Connection {
                         }
                     }
                     Err(status) => {
-                        tracing::debug!(code = ?status.code(), "a chat stream broke");
+                        self.broken(&status);
                         break;
                     }
                 },
-                () = tokio::time::sleep_until(expiry) => self.expire(),
                 () = room_closed(self.open.as_ref()) => self.room_gone(),
                 // Streams with a session are told by their room.
                 () = self.leaving.cancelled(), if self.open.is_none() => {
@@ -111,8 +115,7 @@ impl Connection {
 
     async fn frame(&mut self, bytes: Bytes) -> Next {
         if bytes.len() > self.limits.frame_bytes {
-            let failure = Failure::new(ErrorCode::ResourceExhausted, "FRAME_TOO_BIG", "the frame is too big");
-            self.end_with(String::new(), failure, close::TOO_BIG);
+            self.end_with(String::new(), frame_too_big(), close::TOO_BIG);
             return Next::Go;
         }
         let request = match ChatRequest::decode(bytes) {
@@ -182,7 +185,10 @@ impl Connection {
             created,
             done,
         };
-        self.open = Some(self.sessions.attach(&self.caller, open.session, &open.model, join).await?);
+        let attach = self.sessions.attach(&self.caller, open.session, &open.model, join);
+        // The token may expire and the server may leave meanwhile: neither is looked at for longer than this.
+        let attached = tokio::time::timeout(OPEN_TIMEOUT, attach).await;
+        self.open = Some(attached.map_err(|_| leaving())??);
         Ok(())
     }
 
@@ -236,11 +242,34 @@ impl Connection {
         self.queue.close(Closed::Failed(failure));
     }
 
+    /// No further frame can be read. When the client is gone nobody hears this; when it sent what cannot be taken, the
+    /// stream must not look as if it had ended well.
+    fn broken(&self, status: &Status) {
+        tracing::debug!(code = ?status.code(), "a chat stream broke");
+        if status.code() == Code::OutOfRange {
+            // tonic's word for a message above the limit, which it refuses by its announced length.
+            self.end_with(String::new(), frame_too_big(), close::TOO_BIG);
+        } else {
+            self.queue.close(Closed::Failed(Failure::from(status)));
+        }
+    }
+
     /// The room ended under a live stream, which only a fault does: the client comes back to a new one.
     fn room_gone(&mut self) {
         self.open = None;
         self.queue.close(Closed::Failed(leaving()));
     }
+}
+
+impl Drop for Connection {
+    /// A panic must not leave a stream that looks alive; whoever closed before has said why.
+    fn drop(&mut self) {
+        self.queue.close(Closed::Failed(Failure::internal()));
+    }
+}
+
+fn frame_too_big() -> Failure {
+    Failure::new(ErrorCode::ResourceExhausted, "FRAME_TOO_BIG", "the frame is too big")
 }
 
 fn leaving() -> Failure {

@@ -88,7 +88,7 @@ impl ChatCore for CoreService {
         let queue = Queue::new(self.queue);
         let events = QueueStream::new(queue.clone());
         let permit = self.streams.enter(&caller.user_id)?;
-        let connection = Connection::new(self, identity, caller, queue);
+        let connection = Box::new(Connection::new(self, identity, caller, queue));
         let gauge = self.metrics.subscribers.clone();
         let frames = request.into_inner();
         // A task of its own: frames are taken while events wait for the transport, and the other way round.

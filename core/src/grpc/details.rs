@@ -1,20 +1,23 @@
 //! One layer over everything the server answers: each failed call carries google.rpc details with exactly one `ErrorInfo`,
-//! tonic's own failures included (no such method, a message that does not decode, a limit, a deadline), whose text is not
-//! passed on; and each call is counted by method and code.
+//! tonic's own failures included (no such method, a message that does not decode, a limit), whose text is not passed on;
+//! and each call is counted by method and code. Deadlines are kept here: tonic's own, further out, end a call without
+//! details.
 
 use std::{
+    panic::AssertUnwindSafe,
     pin::Pin,
     sync::LazyLock,
     task::{Context, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use chatbox_proto::{
     FILE_DESCRIPTOR_SET,
     error_code::ErrorCode,
-    status::{Failure, generic_reason},
+    status::{Failure, generic_message, generic_reason},
 };
+use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use prost::Message as _;
@@ -31,13 +34,15 @@ const DETAILS: &str = "grpc-status-details-bin";
 #[derive(Debug, Clone)]
 pub(super) struct DetailsLayer {
     pub(super) metrics: Metrics,
+    /// Until the head of the answer is there: all of a unary call, the beginning of a stream.
+    pub(super) call_timeout: Duration,
 }
 
 impl<S> Layer<S> for DetailsLayer {
     type Service = Details<S>;
 
     fn layer(&self, inner: S) -> Details<S> {
-        Details { inner, metrics: self.metrics.clone() }
+        Details { inner, metrics: self.metrics.clone(), call_timeout: self.call_timeout }
     }
 }
 
@@ -46,6 +51,7 @@ impl<S> Layer<S> for DetailsLayer {
 pub(super) struct Details<S> {
     inner: S,
     metrics: Metrics,
+    call_timeout: Duration,
 }
 
 impl<S> Service<Request<Body>> for Details<S>
@@ -65,9 +71,21 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let count =
             Count { metrics: self.metrics.clone(), method: method(request.uri().path()), started: Instant::now() };
+        let wanted = client_timeout(request.headers());
+        // Made now and not when it is first waited for, so that it is over before tonic's own.
+        let deadline = tokio::time::sleep(wanted.map_or(self.call_timeout, |wanted| wanted.min(self.call_timeout)));
         let answer = self.inner.call(request);
         Box::pin(async move {
-            let (mut head, body) = answer.await?.into_parts();
+            let answer = tokio::select! {
+                biased;
+                answer = AssertUnwindSafe(answer).catch_unwind() => match answer {
+                    Ok(answer) => answer?,
+                    // The panic hook has logged and counted it.
+                    Err(_) => Status::from(Failure::internal()).into_http(),
+                },
+                () = deadline => too_late().into_http(),
+            };
+            let (mut head, body) = answer.into_parts();
             if head.headers.contains_key(GRPC_STATUS) {
                 count.status(complete(&mut head.headers));
                 return Ok(Response::from_parts(head, body));
@@ -75,6 +93,30 @@ where
             Ok(Response::from_parts(head, Body::new(Trailers { body, count: Some(count) })))
         })
     }
+}
+
+/// The header `grpc-timeout`: at most eight digits and a unit. What is not one is ignored.
+fn client_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+fn too_late() -> Status {
+    let code = ErrorCode::DeadlineExceeded;
+    Failure::new(code, generic_reason(code), generic_message(code)).into()
 }
 
 struct Count {
@@ -131,7 +173,14 @@ fn complete(headers: &mut HeaderMap) -> Code {
     if code == Code::Ok || headers.contains_key(DETAILS) {
         return code;
     }
-    let own = Status::from(Failure::from(&status));
+    let failure = if code == Code::OutOfRange {
+        // tonic's word for a message above the limit. No position of ours is ever sent without details.
+        Failure::new(ErrorCode::ResourceExhausted, "MESSAGE_TOO_BIG", "the message is longer than the limit")
+    } else {
+        Failure::from(&status)
+    };
+    let code = if code == Code::OutOfRange { Code::ResourceExhausted } else { code };
+    let own = Status::from(failure);
     let mut replaced = HeaderMap::new();
     if own.add_header(&mut replaced).is_ok() {
         for (name, value) in replaced {
@@ -206,6 +255,31 @@ mod tests {
         assert_eq!(status.code(), Code::Unimplemented);
         assert!(!status.message().contains("secret"));
         assert_eq!(status.get_error_details().error_info().unwrap().reason, "UNIMPLEMENTED");
+    }
+
+    #[test]
+    fn a_message_above_the_limit_is_a_limit_and_no_position() {
+        let mut map = headers(&Status::out_of_range("decoded message length too large: found 5242880 bytes"));
+        assert_eq!(complete(&mut map), Code::ResourceExhausted);
+        let status = Status::from_header_map(&map).unwrap();
+        let info = status.get_error_details().error_info().unwrap().reason.clone();
+        assert_eq!((status.code(), info.as_str()), (Code::ResourceExhausted, "MESSAGE_TOO_BIG"));
+    }
+
+    #[test]
+    fn a_deadline_is_read_in_every_unit_and_junk_is_none() {
+        let read = |text: &str| {
+            client_timeout(&HeaderMap::from_iter([("grpc-timeout".parse().unwrap(), text.parse().unwrap())]))
+        };
+        for (text, millis) in
+            [("2H", 7_200_000), ("1M", 60_000), ("3S", 3_000), ("4m", 4), ("5000u", 5), ("6000000n", 6)]
+        {
+            assert_eq!(read(text), Some(Duration::from_millis(millis)), "{text}");
+        }
+        for junk in ["", "1", "S", "-1S", "123456789S", "1x"] {
+            assert_eq!(read(junk), None, "{junk}");
+        }
+        assert_eq!(client_timeout(&HeaderMap::new()), None);
     }
 
     #[test]

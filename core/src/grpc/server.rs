@@ -142,7 +142,6 @@ impl GrpcServer {
             tonic_health::server::HealthService::from_health_reporter(health),
         );
         let mut server = Server::builder()
-            .timeout(limits.call_timeout)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_adaptive_window(Some(false))
@@ -164,7 +163,7 @@ impl GrpcServer {
         let v1alpha = reflection().build_v1alpha()?;
         let incoming = connections(listener, limits.connections, metrics.connections.clone());
         server
-            .layer(DetailsLayer { metrics })
+            .layer(DetailsLayer { metrics, call_timeout: limits.call_timeout })
             .add_service(core)
             .add_service(admin)
             .add_service(health)

@@ -15,7 +15,6 @@ use super::{
     error::{SessionError, shutting_down},
     log::SessionLog,
     room::{Room, RoomHandle},
-    subscriber::QueueLimits,
 };
 use crate::{
     llm::registry::Models,
@@ -35,8 +34,6 @@ const BATCH: usize = 500;
 pub struct SessionLimits {
     /// Active sessions per user; 0: no limit.
     pub max_active: u32,
-    /// Bounds of a subscriber's queue.
-    pub queue: QueueLimits,
     /// Entries that `open` replays at most.
     pub replay: u64,
     /// Messages that may wait for a reply.
@@ -101,7 +98,7 @@ impl Shared {
         }
     }
 
-    /// Takes a room out, if it is the one that asks.
+    /// Takes out the room that asks.
     pub(super) fn retire(&self, id: SessionId) {
         let mut rooms = self.rooms();
         // The entry is this room's: a closed room is only replaced after it has retired.
@@ -211,8 +208,8 @@ impl Directory {
         rooms.insert(header.id, handle.clone());
         self.shared.metrics.sessions_live.set(rooms.len().try_into().unwrap_or(i64::MAX));
         drop(rooms);
-        // Boxed: a room's future is large, and spawning would move it about.
-        self.shared.tasks.spawn(Box::pin(room.run()));
+        // Boxed: an async fn keeps its argument beside its local copy, so the room itself would be held twice.
+        self.shared.tasks.spawn(Box::new(room).run());
         Ok(handle)
     }
 
@@ -232,7 +229,11 @@ impl Directory {
         let mut after = None;
         loop {
             let limit = u32::try_from(BATCH).unwrap_or(u32::MAX);
-            match self.shared.store.unfinished_sessions(after, limit).await {
+            let call = tokio::time::timeout(
+                self.shared.limits.store_call,
+                self.shared.store.unfinished_sessions(after, limit),
+            );
+            match call.await.map_err(|_| SessionError::StoreTimeout).and_then(|r| r.map_err(Into::into)) {
                 Ok(ids) if ids.is_empty() => return,
                 Ok(ids) => {
                     for id in &ids {
@@ -256,7 +257,8 @@ impl Directory {
             ticks.tick().await;
             let live: Vec<SessionId> = self.shared.rooms().keys().copied().collect();
             for batch in live.chunks(BATCH) {
-                match self.shared.store.heads(batch).await {
+                let call = tokio::time::timeout(self.shared.limits.store_call, self.shared.store.heads(batch));
+                match call.await.map_err(|_| SessionError::StoreTimeout).and_then(|r| r.map_err(Into::into)) {
                     Ok(heads) => {
                         for (id, head) in heads {
                             if let Some(room) = self.live(id) {

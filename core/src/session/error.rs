@@ -56,6 +56,7 @@ impl SessionError {
     }
 }
 
+/// Reads and writes alike; whoever wrote adds that the outcome is unknown where it is.
 impl From<&SessionError> for Failure {
     fn from(error: &SessionError) -> Self {
         let unavailable = |reason| {
@@ -65,12 +66,12 @@ impl From<&SessionError> for Failure {
         match error {
             SessionError::Store(error) => match error.kind() {
                 StoreErrorKind::Unavailable | StoreErrorKind::Refused => unavailable("STORE_UNAVAILABLE"),
-                StoreErrorKind::OutcomeUnknown => unavailable("STORE_UNAVAILABLE").outcome_unknown(),
+                StoreErrorKind::OutcomeUnknown => unavailable("STORE_UNAVAILABLE"),
                 StoreErrorKind::Full => unavailable("STORE_FULL"),
                 StoreErrorKind::Corrupt => data_loss(),
                 StoreErrorKind::Internal => Failure::internal(),
             },
-            SessionError::StoreTimeout => unavailable("STORE_TIMEOUT").outcome_unknown(),
+            SessionError::StoreTimeout => unavailable("STORE_TIMEOUT"),
             SessionError::Seal(_) | SessionError::Form(_) | SessionError::Order(_) => data_loss(),
         }
     }

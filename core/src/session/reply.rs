@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{context::ContextBuilder, error::SessionError, history::HistoryReader, log::SessionLog};
 use crate::{
     domain::entry::{FinishReason, Seq, Usage},
-    llm::{Chunk, Prompt, registry::Model},
+    llm::{Chunk, Prompt, registry::Model, tokens::estimate_message_tokens},
 };
 
 /// Messages per read while the context is collected.
@@ -42,7 +42,7 @@ pub(super) struct ReplyJob {
 
 impl ReplyJob {
     /// Generates until the end, or until `cancel`; then the request upstream is dropped and nothing more is sent.
-    pub(super) async fn run(self, cancel: CancellationToken, events: mpsc::Sender<ReplyEvent>) {
+    pub(super) async fn run(self: Box<Self>, cancel: CancellationToken, events: mpsc::Sender<ReplyEvent>) {
         tokio::select! {
             biased;
             () = cancel.cancelled() => {}
@@ -50,7 +50,7 @@ impl ReplyJob {
         }
     }
 
-    async fn generate(self, events: &mpsc::Sender<ReplyEvent>) {
+    async fn generate(&self, events: &mpsc::Sender<ReplyEvent>) {
         let (finish, usage) = match self.prompt(events).await {
             Ok(prompt) => self.stream(prompt, events).await,
             Err(error) => {
@@ -64,8 +64,9 @@ impl ReplyJob {
 
     async fn prompt(&self, events: &mpsc::Sender<ReplyEvent>) -> Result<Prompt, SessionError> {
         let info = &self.model.info;
-        let budget = info.context_tokens.saturating_sub(info.max_output_tokens);
-        let mut context = ContextBuilder::new(u64::from(budget));
+        let system = info.system_prompt.as_deref();
+        let budget = u64::from(info.context_tokens.saturating_sub(info.max_output_tokens));
+        let mut context = ContextBuilder::new(budget.saturating_sub(system.map_or(0, estimate_message_tokens)));
         let mut history = HistoryReader::new(&self.log);
         let mut before = self.started_seq;
         'collect: loop {
@@ -78,7 +79,7 @@ impl ReplyJob {
                 }
             }
         }
-        let (messages, tokens) = context.finish(info.system_prompt.as_deref());
+        let (messages, tokens) = context.finish(system);
         let _ = events.send(ReplyEvent::Prompted(tokens)).await;
         Ok(Prompt {
             upstream_model: info.upstream_model.clone(),

@@ -130,9 +130,12 @@ impl Sessions {
             .map_err(|error| self.directory.shared.report(&error, "a session could not be sealed"))?;
         let new = NewSession { id, owner: owner.to_owned(), slot, wrapped_key, created_at, request, derived };
         let call = tokio::time::timeout(shared.limits.store_call, shared.store.create_session(new)).await;
-        call.map_err(|_| super::SessionError::StoreTimeout)
-            .and_then(|result| result.map_err(Into::into))
-            .map_err(|error| self.directory.shared.report(&error, "a session could not be made"))
+        call.map_err(|_| super::SessionError::StoreTimeout).and_then(|result| result.map_err(Into::into)).map_err(
+            |error| {
+                let failure = self.directory.shared.report(&error, "a session could not be made");
+                if error.outcome_unknown() { failure.outcome_unknown() } else { failure }
+            },
+        )
     }
 
     fn model(&self, id: &str) -> Result<String, Failure> {
@@ -262,7 +265,7 @@ impl Sessions {
         for _ in 0..TRIES {
             let room = self.owned_room(&caller.user_id, id).await?;
             let (done, answer) = oneshot::channel();
-            if room.command(Command::End { by: caller.clone(), done }).await.is_ok()
+            if room.command(Command::End { by: Box::new(caller.clone()), done }).await.is_ok()
                 && let Ok(result) = answer.await
             {
                 return result;

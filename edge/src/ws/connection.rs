@@ -99,14 +99,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// Runs until the connection has ended, and says how. All waits inside are bounded, also while the edge drains.
-    pub(super) async fn run(mut self) -> (u16, By) {
+    ///
+    /// Boxed, so that the task does not hold a connection twice, as an argument and as a local; so is what only a close needs.
+    pub(super) async fn run(mut self: Box<Self>) -> (u16, By) {
         let ending = loop {
             let turn = poll_fn(|cx| self.poll_turn(cx)).await;
             if let Some(ending) = self.on_turn(turn) {
                 break ending;
             }
         };
-        self.finish(ending).await
+        let outcome = (ending.code, ending.by);
+        Box::pin(self.finish(ending)).await;
+        outcome
     }
 
     /// Polls every part once; none keeps another from being polled.
@@ -351,10 +355,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// Tells both sides. Bounded by the time a close may take, whatever they do.
-    async fn finish(mut self, ending: Ending) -> (u16, By) {
+    async fn finish(mut self: Box<Self>, ending: Ending) {
         let limit = self.edge.config.socket.close_timeout;
         let core = self.core.take();
-        let outcome = (ending.code, ending.by);
         match ending.by {
             By::Client if ending.code != 1006 => self.socket.finish(limit).await,
             By::Client => {}
@@ -367,7 +370,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if let Some(core) = core {
             core.let_go().await;
         }
-        outcome
     }
 }
 

@@ -259,5 +259,24 @@ async fn run<S>(edge: &Arc<Edge>, stream: S, read: Bytes, handshake: Handshake) 
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
-    Connection::new(Arc::clone(edge), stream, read, handshake).run().await
+    Box::new(Connection::new(Arc::clone(edge), stream, read, handshake)).run().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{FakeCore, config, edge_with};
+
+    /// What a connection costs beside its buffers. A future that is held twice, or a close that is kept ready, shows here.
+    #[tokio::test]
+    async fn an_open_connection_is_small() {
+        let edge = edge_with(config(), &FakeCore::new());
+        let upgrade = hyper::upgrade::on(http::Request::new(axum::body::Body::empty()));
+        let caller = auth::caller("", [192, 0, 2, 1].into(), &HeaderMap::new());
+        let handshake = Handshake { dialect: Dialect::Json, caller, identity: None };
+        let task = size_of_val(&serve(edge, upgrade, handshake));
+        assert!(task <= 1024, "{task} bytes");
+        let connection = size_of::<Connection<TcpStream>>();
+        assert!(connection <= 1280, "{connection} bytes");
+    }
 }

@@ -116,3 +116,48 @@ test('the end stays in view, unless somebody scrolls up to read', async () => {
   await chat.finished();
   await chat.close();
 });
+
+test('older messages come when somebody scrolls up, each once, and the place is kept', async () => {
+  const chat = await visit();
+  // 60 messages at the pace a person cannot keep: by a socket of its own, each answer stopped at once.
+  await chat.page.evaluate(
+    () =>
+      new Promise((resolve, reject) => {
+        const url = new URL('ws', location.href);
+        url.protocol = 'ws:';
+        const token = sessionStorage.getItem('chatbox.token');
+        const socket = new WebSocket(url, ['chatbox.v1.json', `bearer.${token}`]);
+        const tell = (frame) => socket.send(JSON.stringify({ requestId: crypto.randomUUID(), ...frame }));
+        let sent = 0;
+        socket.onopen = () => tell({ open: {} });
+        socket.onmessage = ({ data }) => {
+          const { caughtUp, entry, error } = JSON.parse(data);
+          if (error) reject(new Error(error.reason));
+          if (entry?.replyStarted) tell({ stop: { messageId: entry.replyStarted.messageId } });
+          if (!caughtUp && !entry?.replyFinished) return;
+          if (sent === 30) {
+            socket.close();
+            resolve();
+            return;
+          }
+          sent += 1;
+          const send = { clientMessageId: `fill-${sent}`, text: `Number ${sent}` };
+          // The edge allows 30 frames a second.
+          setTimeout(() => tell({ send }), 100);
+        };
+      }),
+  );
+  await matchesHistory(chat);
+  await chat.page.reload();
+  await chat.connected();
+  assert.equal((await chat.ids()).length, 50);
+  const log = chat.page.getByRole('log');
+  const place = (text) => chat.own.filter({ hasText: new RegExp(`^${text}$`) }).evaluate((one) => one.getBoundingClientRect().top);
+  await log.evaluate((box) => box.scrollTo(0, 320));
+  const before = await place('Number 8');
+  await log.evaluate((box) => box.scrollBy(0, -60));
+  await chat.page.waitForFunction(() => document.querySelectorAll('[data-message]').length === 60);
+  assert.ok(Math.abs((await place('Number 8')) - before - 60) < 3, 'what is read stays in its place');
+  await matchesHistory(chat);
+  await chat.close();
+});

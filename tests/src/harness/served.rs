@@ -118,18 +118,31 @@ mod tests {
 
     #[tokio::test]
     async fn an_app_that_drains_is_told_from_one_that_fails_and_from_one_that_leaks() {
-        let clean = served(|stop| Box::pin(async move { Ok(stop.cancelled().await) })).await;
+        let clean = served(|stop| {
+            Box::pin(async move {
+                stop.cancelled().await;
+                Ok(())
+            })
+        })
+        .await;
         assert!(clean.runs());
         clean.shutdown().await.unwrap();
 
-        let failing = served(|stop| Box::pin(async move { Err(anyhow!("{:?}", stop.cancelled().await)) })).await;
+        let failing = served(|stop| {
+            Box::pin(async move {
+                stop.cancelled().await;
+                Err(anyhow!("it could not end well"))
+            })
+        })
+        .await;
         failing.shutdown().await.unwrap_err();
 
         let leaking = served(|stop| {
             Box::pin(async move {
                 let tasks = tokio_util::task::TaskTracker::new();
                 tasks.spawn(std::future::pending::<()>());
-                Ok(stop.cancelled().await)
+                stop.cancelled().await;
+                Ok(())
             })
         });
         let error = leaking.await.shutdown().await.unwrap_err();

@@ -158,7 +158,7 @@ async fn fifty_parallel_first_messages_make_one_session() {
         async move {
             let mut client = stack.connect(Transport::ALL[number % 3], "alice").await?;
             let opened = client.open(Open::default()).await?;
-            let id = if number % 2 == 0 { "first".to_owned() } else { format!("m{number}") };
+            let id = if number.is_multiple_of(2) { "first".to_owned() } else { format!("m{number}") };
             let ack = client.say(&id, "hello").await?;
             let session = opened.session.unwrap_or_default();
             anyhow::Ok((session.session_id, opened.created, id, ack.seq, ack.duplicate))

@@ -4,8 +4,8 @@ use std::process::Command;
 
 use crate::harness::tools::{binary, workspace};
 
-const SECRET: &str = "9pYb3mQx7LrT2vWc8KdF5hJnZsGa4EuM"; // gitleaks:allow
-const KEY: &str = "q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA="; // gitleaks:allow
+const SECRET: &str = "9pYb3mQx7LrT2vWc8KdF5hJnZsGa4EuM";
+const KEY: &str = "q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA=";
 
 #[test]
 fn the_sample_settings_are_accepted_and_their_secrets_not_shown() {

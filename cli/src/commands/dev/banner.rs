@@ -1,6 +1,6 @@
 //! What `chatbox dev` says when it is ready.
 
-use std::{fmt::Write as _, net::SocketAddr, path::PathBuf};
+use std::{fmt, fmt::Write as _, net::SocketAddr, path::PathBuf};
 
 use serde::Serialize;
 
@@ -8,7 +8,7 @@ use super::settings;
 use crate::terminal::{FAINT, LINK, STRONG, WARNING};
 
 /// Everything that somebody needs to use a running instance. As JSON it is what `--json` prints.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Started {
     /// Where browsers connect to.
@@ -37,6 +37,13 @@ pub(crate) struct Started {
     /// Model servers that were found.
     #[serde(skip)]
     pub(super) servers: Vec<String>,
+}
+
+/// Without the token: this may end up in a log.
+impl fmt::Debug for Started {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Started").field("http", &self.http).field("grpc", &self.grpc).finish_non_exhaustive()
+    }
 }
 
 impl Started {
@@ -106,5 +113,65 @@ fn quoted(text: &str) -> String {
         text.to_owned()
     } else {
         format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn started(grpc: &str, folder: &str) -> Started {
+        Started {
+            http: "127.0.0.1:8080".parse().unwrap(),
+            grpc: grpc.parse().unwrap(),
+            url: "http://127.0.0.1:8080/chatbox/#token=a.b.c".to_owned(),
+            token: "a.b.c".to_owned(),
+            data: PathBuf::from("/data"),
+            edge_metrics: None,
+            core_metrics: None,
+            default_model: "demo".to_owned(),
+            models: vec!["demo".to_owned()],
+            page: true,
+            folder: folder.to_owned(),
+            servers: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_printed_can_be_typed() {
+        let text = started("127.0.0.1:50051", ".chatbox").banner();
+        let text = anstream::adapter::strip_str(&text).to_string();
+        for line in [
+            "http://127.0.0.1:8080/chatbox/#token=a.b.c\n",
+            "chatbox chat\n",
+            "$(chatbox token --sub you)\" 127.0.0.1:50051 chatbox.v1",
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+        let text = started("0.0.0.0:7000", "/my data").banner();
+        let text = anstream::adapter::strip_str(&text).to_string();
+        for line in
+            ["chatbox chat --grpc http://127.0.0.1:7000 --data '/my data'\n", "--data '/my data')\" 127.0.0.1:7000 "]
+        {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+    }
+
+    #[test]
+    fn a_build_without_the_page_says_so() {
+        let started = Started { page: false, ..started("127.0.0.1:50051", ".chatbox") };
+        assert!(started.banner().contains("make web"));
+        assert!(!Started { page: true, ..started }.banner().contains("make web"));
+    }
+
+    #[test]
+    fn the_token_is_for_whoever_reads_the_output_and_for_no_log() {
+        let started = started("127.0.0.1:50051", ".chatbox");
+        assert!(!format!("{started:?}").contains("a.b.c"));
+        let json = serde_json::to_value(&started).unwrap();
+        assert_eq!(
+            (&json["token"], &json["grpc"], &json["page"]),
+            (&"a.b.c".into(), &"127.0.0.1:50051".into(), &true.into())
+        );
     }
 }

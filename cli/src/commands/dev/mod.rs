@@ -24,7 +24,8 @@ use self::settings::{Listeners, Settings};
 use crate::{
     args::DevArgs,
     data_dir::DataDir,
-    local_models, terminal,
+    local_models::{self, LocalServer},
+    terminal,
     token::{Minter, Subject},
 };
 
@@ -46,12 +47,47 @@ pub(crate) fn run(args: &DevArgs, vars: Vars) -> Result<ExitCode> {
 async fn serve(args: &DevArgs, vars: Vars) -> Result<()> {
     let shutdown = CancellationToken::new();
     let signals = signals(shutdown.clone())?;
-    let dev = Dev::start(args, vars).await?;
+    let prepared = Prepared::new(args, vars).await?;
+    telemetry::init(&prepared.settings.core.log)?;
+    telemetry::install_panic_hook(PanicReport::LogOnly);
+    let dev = Dev::bind(prepared).await?;
     let announcing = announce(dev.started.clone(), args.json, shutdown.clone());
     tokio::select! {
         result = dev.run(shutdown) => result,
         () = signals => bail!("second signal: leaving without draining"),
         result = announcing => match result? {},
+    }
+}
+
+/// Everything that is decided before something is opened.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    data: DataDir,
+    settings: Settings,
+    found: Vec<LocalServer>,
+    /// The folder as it was named.
+    folder: String,
+    core_url_is_set: bool,
+}
+
+impl Prepared {
+    /// Looks for model servers, makes the data folder where it is missing, and reads the settings.
+    ///
+    /// # Errors
+    /// One line that says what to do about it; settings that are wrong all at once.
+    pub(crate) async fn new(args: &DevArgs, vars: Vars) -> Result<Self> {
+        let listeners = Listeners::new(args, &vars);
+        ensure_free("--http", listeners.http)?;
+        ensure_free("--grpc", listeners.grpc)?;
+        let data = DataDir::open(&args.data.data)?;
+        let found = if args.no_local_models {
+            Vec::new()
+        } else {
+            local_models::find(&local_models::candidates(&[listeners.http, listeners.grpc])).await
+        };
+        let settings = Settings::load(args, &vars, &data, &found)?;
+        let (folder, core_url_is_set) = (args.data.data.display().to_string(), settings::chooses_core_url(&vars));
+        Ok(Self { data, settings, found, folder, core_url_is_set })
     }
 }
 
@@ -64,24 +100,12 @@ pub(crate) struct Dev {
 }
 
 impl Dev {
-    /// Looks for model servers, makes the data folder where it is missing, and binds the listeners.
+    /// Binds the listeners and opens the store.
     ///
     /// # Errors
-    /// One line that says what to do about it; settings that are wrong all at once.
-    pub(crate) async fn start(args: &DevArgs, vars: Vars) -> Result<Self> {
-        let listeners = Listeners::new(args, &vars);
-        ensure_free("--http", listeners.http)?;
-        ensure_free("--grpc", listeners.grpc)?;
-        let data = DataDir::open(&args.data.data)?;
-        let found = if args.no_local_models {
-            Vec::new()
-        } else {
-            local_models::find(&local_models::candidates(&[listeners.http, listeners.grpc])).await
-        };
-        let Settings { core, mut edge } = Settings::load(args, &vars, &data, &found)?;
-        telemetry::init(&core.log)?;
-        telemetry::install_panic_hook(PanicReport::LogOnly);
-
+    /// One line that says what to do about it.
+    pub(crate) async fn bind(prepared: Prepared) -> Result<Self> {
+        let Prepared { data, settings: Settings { core, mut edge }, found, folder, core_url_is_set } = prepared;
         let minter = Minter::new(core.token.clone());
         let (default_model, models) =
             (core.default_model.clone(), core.models.iter().map(|model| model.id.clone()).collect());
@@ -89,7 +113,7 @@ impl Dev {
         let prefix = edge.path_prefix.clone();
         let core = chatbox_core::app::App::bind(core).await.map_err(|error| explain(error, &data))?;
         let grpc = core.grpc_addr()?;
-        if !settings::chooses_core_url(&vars) {
+        if !core_url_is_set {
             edge.core.url = format!("{scheme}://{}", settings::reachable(grpc));
         }
         let edge = chatbox_edge::App::bind(edge).await?;
@@ -113,7 +137,7 @@ impl Dev {
             default_model,
             models,
             page: chatbox_edge::page_is_built(),
-            folder: args.data.data.display().to_string(),
+            folder,
             servers: found.iter().map(|server| format!("{} at {}", server.title, server.base_url)).collect(),
         };
         Ok(Self { core, edge, started })
@@ -175,6 +199,10 @@ async fn announce(started: Started, json: bool, shutdown: CancellationToken) -> 
             terminal::line(&text)?;
         }
     }
+    shutdown.cancelled().await;
+    if !json {
+        terminal::line("  Stopping. Ctrl-C again stops at once.")?;
+    }
     std::future::pending().await
 }
 
@@ -210,3 +238,8 @@ fn signals(shutdown: CancellationToken) -> Result<impl Future<Output = ()>> {
         }
     })
 }
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

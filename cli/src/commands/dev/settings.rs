@@ -213,3 +213,81 @@ fn add_models(core: &mut Table, vars: &mut Vars, found: &[LocalServer]) {
     core.insert("models".to_owned(), models.into());
     core.insert("providers".to_owned(), providers.into());
 }
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::{
+        super::testing::{dev_args, vars},
+        *,
+    };
+    use crate::local_models::LocalModel;
+
+    fn load(line: &str, list: &[(&str, &str)], found: &[LocalServer]) -> Settings {
+        let folder = TempDir::new().unwrap();
+        let data = DataDir::open(folder.path()).unwrap();
+        Settings::load(&dev_args(folder.path(), line), &vars(list), &data, found).unwrap()
+    }
+
+    fn ollama() -> LocalServer {
+        let model = |id: &str| LocalModel { id: id.to_owned(), upstream_model: id.to_owned(), context_tokens: 2_000 };
+        LocalServer {
+            provider: "ollama",
+            title: "Ollama",
+            base_url: "http://127.0.0.1:11434/v1".to_owned(),
+            models: vec![model("llama3.2:3b"), model("qwen3")],
+        }
+    }
+
+    #[test]
+    fn a_local_model_answers_by_default_and_the_demo_stays() {
+        let Settings { core, .. } = load("", &[], &[ollama()]);
+        let models: Vec<_> = core.models.iter().map(|model| (model.id.as_str(), model.provider.as_str())).collect();
+        assert_eq!(models, [("llama3.2:3b", "ollama"), ("qwen3", "ollama"), ("demo", "demo")]);
+        assert_eq!(core.default_model, "llama3.2:3b");
+        assert_eq!(core.providers["ollama"].base_url, "http://127.0.0.1:11434/v1");
+        assert_eq!((core.models[0].context_tokens, core.models[0].max_output_tokens), (2_000, 1_000));
+        core.build_models().unwrap();
+        assert_eq!(load("", &[], &[]).core.default_model, "demo");
+    }
+
+    #[test]
+    fn what_is_set_stands_above_what_is_found() {
+        let list = [
+            ("CHATBOX_PROVIDERS_OPENAI_BASE_URL", "http://127.0.0.1:9/v1"),
+            ("CHATBOX_CORE_MODELS", "[{id = \"qwen3\", name = \"mine\"}]"),
+            ("CHATBOX_CORE_MODELS_0_CONTEXT_TOKENS", "4000"),
+            ("CHATBOX_DEFAULT_MODEL", "llama3.2:3b"),
+        ];
+        let Settings { core, .. } = load("", &list, &[ollama()]);
+        let models: Vec<_> = core.models.iter().map(|model| (model.id.as_str(), model.provider.as_str())).collect();
+        assert_eq!(models, [("qwen3", "openai"), ("llama3.2:3b", "ollama"), ("demo", "demo")]);
+        assert_eq!((core.default_model.as_str(), core.models[0].context_tokens), ("llama3.2:3b", 4_000));
+    }
+
+    #[test]
+    fn a_flag_stands_above_a_variable_and_a_variable_above_the_default() {
+        let list = [("CHATBOX_EDGE_LISTEN", "127.0.0.1:1001"), ("CHATBOX_CORE_LISTEN", "127.0.0.1:1002")];
+        let Settings { core, edge } = load("--http 127.0.0.1:1003", &list, &[]);
+        assert_eq!((edge.listen.port(), core.listen.port()), (1003, 1002));
+        assert_eq!(edge.origins, ["http://127.0.0.1:1003", "http://localhost:1003"]);
+        let Settings { core, edge } = load("", &[], &[]);
+        assert_eq!((edge.listen, core.listen), (HTTP, GRPC));
+        assert_eq!(load("--http 0.0.0.0:0", &[], &[]).edge.origins, [""; 0]);
+    }
+
+    #[test]
+    fn both_verify_tokens_alike_and_a_key_of_the_environment_replaces_that_of_the_folder() {
+        let key = "4wcBM6yXDs0mC8hXGzJqYk1rT5nVfLpZ2aQeUoIiRbE=";
+        let ring = format!("[{{id = \"k1\", key = \"{key}\"}}]");
+        let list = [
+            ("CHATBOX_CORE_TOKEN_SECRET", "9pYb3mQx7LrT2vWc8KdF5hJnZsGa4EuM"),
+            ("CHATBOX_TOKEN_AUDIENCE", "chatbox"),
+            ("CHATBOX_KEYS_RING", &ring),
+        ];
+        let Settings { core, edge } = load("", &list, &[]);
+        assert_eq!((&core.token, core.token.audience.as_str()), (&edge.token, "chatbox"));
+        assert_eq!(core.keys.pairs().collect::<Vec<_>>(), [("k1", key)]);
+    }
+}

@@ -70,7 +70,17 @@ struct Subscriber {
     queue: Queue,
     sender: Sender,
     typing_until: Option<Instant>,
-    half_closed: bool,
+    /// It sends nothing more; the last entry that it may have caused, once nothing of it waits any more.
+    half_closed: Option<HalfClosed>,
+}
+
+/// What a half-closed stream still waits for.
+#[derive(Debug, Clone, Copy)]
+enum HalfClosed {
+    /// Its own writes, and the start of a reply to them.
+    Writes,
+    /// The replies to what was written up to this entry.
+    Replies(Seq),
 }
 
 /// Everybody who is attached, and those who wait for entries that this room has not seen yet.
@@ -88,7 +98,7 @@ impl Subscribers {
 
     /// Nobody has anything that will lapse.
     pub(super) fn is_quiet(&self) -> bool {
-        self.waiting.is_empty() && self.attached.iter().all(|s| s.typing_until.is_none() && !s.half_closed)
+        self.waiting.is_empty() && self.attached.iter().all(|s| s.typing_until.is_none() && s.half_closed.is_none())
     }
 
     pub(super) fn sender(&self, id: SubscriberId) -> Option<&Sender> {
@@ -121,7 +131,7 @@ impl Subscribers {
 
     pub(super) fn half_close(&mut self, id: SubscriberId) {
         if let Some(subscriber) = self.attached.iter_mut().find(|s| s.id == id) {
-            subscriber.half_closed = true;
+            subscriber.half_closed.get_or_insert(HalfClosed::Writes);
         }
     }
 
@@ -238,13 +248,13 @@ impl Room {
             queue.push_replay(replay(self.log.clone(), after, head));
         }
         if let Some(live) = &self.reply {
-            queue.push(snapshot(live, reply));
+            // Ahead of the queue's count: it may be larger than everything else together.
+            queue.push_replay(stream::once(std::future::ready(Ok(snapshot(live, reply)))).boxed());
         }
         queue.push(event::encode(response::Event::CaughtUp(response::CaughtUp { seq: head })));
         self.subscribers.last_id += 1;
         let id = SubscriberId(self.subscribers.last_id);
-        self.subscribers.attached.push(Subscriber { id, queue, sender, typing_until: None, half_closed: false });
-        self.empty_since = None;
+        self.subscribers.attached.push(Subscriber { id, queue, sender, typing_until: None, half_closed: None });
         self.broadcast_presence(None);
         if done.send(Ok(id)).is_err() {
             self.detach(id);
@@ -269,21 +279,25 @@ impl Room {
             return;
         }
         self.broadcast_presence(None);
-        if self.subscribers.is_empty() {
-            self.empty_since = Some(Instant::now());
-        }
     }
 
-    /// Ends the streams of those who send nothing more, once nothing that they wait for is left.
+    /// Ends the streams of those who send nothing more, once nothing that they wait for is left: their own writes, then the
+    /// replies to them. What others go on to write is not waited for.
     pub(super) fn settle_half_closed(&mut self) {
-        let replying = self.reply.is_some() || self.state.running.is_some() || self.state.needs_reply();
-        if replying {
-            return;
-        }
         let before = self.subscribers.attached.len();
-        let writes = &self.writes;
-        self.subscribers.attached.retain(|subscriber| {
-            let settled = subscriber.half_closed && !writes.waits_for(subscriber.id);
+        let (writes, state) = (&self.writes, &self.state);
+        // A start takes everything that waits, so once nothing waits, what it wrote is answered by the reply that runs.
+        let asked = state.unanswered.is_empty() || state.ended.is_some();
+        let answering = |seq: Seq| state.running.as_ref().is_some_and(|running| running.started_seq <= seq);
+        self.subscribers.attached.retain_mut(|subscriber| {
+            let writes_done = asked && !writes.waits_for(subscriber.id);
+            if matches!(subscriber.half_closed, Some(HalfClosed::Writes)) && writes_done {
+                subscriber.half_closed = Some(HalfClosed::Replies(state.head));
+            }
+            let settled = match subscriber.half_closed {
+                Some(HalfClosed::Replies(seq)) => !answering(seq),
+                Some(HalfClosed::Writes) | None => false,
+            };
             if settled {
                 subscriber.queue.close(Closed::Done);
             }

@@ -3,11 +3,12 @@
 use std::{future::Future, pin::Pin, sync::Arc, task, time::Duration};
 
 use chatbox_proto::ids::MessageId;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Room,
+    Room, too_many_writes,
     write::{Done, Origin},
 };
 use crate::{
@@ -17,12 +18,15 @@ use crate::{
         session::RunningReply,
     },
     llm::tokens::estimate_usage,
+    metrics::Metrics,
     session::{
         error::SessionError,
         event,
+        log::SessionLog,
         reply::{EVENT_QUEUE, ReplyEvent, ReplyJob},
         subscriber::Delta,
     },
+    store::BootId,
 };
 
 /// A lease is renewed this often even when no text comes.
@@ -47,12 +51,14 @@ pub(super) struct LiveReply {
     renewals: u64,
     checkpointed: usize,
     renewed_at: Instant,
-    started_at: Instant,
+    /// `None` when it did not run in this core.
+    started_at: Option<Instant>,
+    running: Gauge,
 }
 
 impl LiveReply {
-    fn new(running: &RunningReply, text: String, events: Option<mpsc::Receiver<ReplyEvent>>) -> Self {
-        let now = Instant::now();
+    fn new(running: &RunningReply, text: String, metrics: &Metrics) -> Self {
+        metrics.replies_running.inc();
         Self {
             id: running.id,
             started_seq: running.started_seq,
@@ -62,18 +68,19 @@ impl LiveReply {
             ending: None,
             prompt_tokens: 0,
             provider_request_id: None,
-            events,
+            events: None,
             cancel: CancellationToken::new(),
             waiters: Vec::new(),
             renewals: 0,
-            renewed_at: now,
-            started_at: now,
+            renewed_at: Instant::now(),
+            started_at: None,
+            running: metrics.replies_running.clone(),
         }
     }
 
     /// A reply whose core died with this text.
-    pub(super) fn interrupted(running: &RunningReply, text: String) -> Self {
-        let mut reply = Self::new(running, text, None);
+    pub(super) fn interrupted(running: &RunningReply, text: String, metrics: &Metrics) -> Self {
+        let mut reply = Self::new(running, text, metrics);
         reply.end(FinishReason::Interrupted, None);
         reply
     }
@@ -109,21 +116,23 @@ impl LiveReply {
         std::mem::take(&mut self.waiters)
     }
 
-    pub(super) fn ran_for(&self) -> Duration {
-        self.started_at.elapsed()
+    /// How long it has run here.
+    pub(super) fn ran_for(&self) -> Option<Duration> {
+        self.started_at.map(|at| at.elapsed())
     }
 }
 
 impl Drop for LiveReply {
     fn drop(&mut self) {
         self.cancel.cancel();
+        self.running.dec();
     }
 }
 
 /// The next event of the reply; `None` when it is gone without an end. Waits forever when there is nothing to wait for.
 /// Cancel-safe.
-pub(super) async fn next_event(reply: &mut Option<LiveReply>) -> Option<ReplyEvent> {
-    match reply.as_mut().and_then(|reply| reply.events.as_mut()) {
+pub(super) async fn next_event(reply: &mut Option<LiveReply>, paused: bool) -> Option<ReplyEvent> {
+    match reply.as_mut().filter(|_| !paused).and_then(|reply| reply.events.as_mut()) {
         Some(events) => events.recv().await,
         None => std::future::pending().await,
     }
@@ -133,14 +142,15 @@ pub(super) async fn next_event(reply: &mut Option<LiveReply>) -> Option<ReplyEve
 pub(super) struct Renewal {
     reply: MessageId,
     bytes: usize,
-    update: Pin<Box<dyn Future<Output = Result<bool, SessionError>> + Send>>,
+    update: Pin<Box<dyn Future<Output = Result<Option<u64>, SessionError>> + Send>>,
 }
 
 /// What became of a renewal.
 pub(super) struct Renewed {
     reply: MessageId,
     bytes: usize,
-    result: Result<bool, SessionError>,
+    /// The number of renewals now; `None` when the lease is lost.
+    result: Result<Option<u64>, SessionError>,
 }
 
 impl Future for Renewal {
@@ -152,26 +162,49 @@ impl Future for Renewal {
     }
 }
 
+/// Renews, or finds out why not: an earlier renewal that was given up as too slow may have been written all the same.
+async fn renew(
+    log: SessionLog,
+    id: MessageId,
+    boot_id: BootId,
+    expected: u64,
+    sealed: Vec<u8>,
+) -> Result<Option<u64>, SessionError> {
+    if log.call(log.store.renew_reply(id, boot_id, expected, sealed.clone())).await? {
+        return Ok(Some(expected + 1));
+    }
+    match log.call(log.store.reply_row(log.id)).await? {
+        Some(row) if row.message_id == id && row.boot_id == boot_id => {
+            let renewed = log.call(log.store.renew_reply(id, boot_id, row.renewals, sealed)).await?;
+            Ok(renewed.then_some(row.renewals + 1))
+        }
+        Some(_) | None => Ok(None),
+    }
+}
+
 impl Room {
     /// Starts the task of a reply whose start has just been appended here.
     pub(super) fn begin_reply(&mut self) {
         let Some(running) = self.state.running.clone() else { return };
-        let (sender, events) = mpsc::channel(EVENT_QUEUE);
-        let mut reply = LiveReply::new(&running, String::new(), Some(events));
-        match self.shared.models.get(&running.model) {
-            Some(model) => {
-                let job = ReplyJob {
-                    log: self.log.clone(),
-                    id: running.id,
-                    started_seq: running.started_seq,
-                    model: model.clone(),
-                    user_hash: self.shared.user_hash(&self.owner),
-                };
-                self.shared.tasks.spawn(job.run(reply.cancel.clone(), sender));
-            }
-            None => reply.end(FinishReason::ProviderError, None),
+        let mut reply = LiveReply::new(&running, String::new(), &self.shared.metrics);
+        reply.started_at = Some(Instant::now());
+        if self.is_cutting() {
+            // It was decided before the cut and written after it.
+            reply.interrupt();
+        } else if let Some(model) = self.shared.models.get(&running.model) {
+            let (sender, events) = mpsc::channel(EVENT_QUEUE);
+            reply.events = Some(events);
+            let job = ReplyJob {
+                log: self.log.clone(),
+                id: running.id,
+                started_seq: running.started_seq,
+                model: model.clone(),
+                user_hash: self.shared.user_hash(&self.owner),
+            };
+            self.shared.tasks.spawn(Box::new(job).run(reply.cancel.clone(), sender));
+        } else {
+            reply.end(FinishReason::ProviderError, None);
         }
-        self.shared.metrics.replies_running.inc();
         self.reply = Some(reply);
     }
 
@@ -179,8 +212,8 @@ impl Room {
         let Some(reply) = &mut self.reply else { return };
         match event {
             Some(ReplyEvent::Text(text)) => {
-                if reply.text.is_empty() {
-                    self.shared.metrics.first_text(&reply.model, reply.started_at.elapsed());
+                if let (true, Some(ran_for)) = (reply.text.is_empty(), reply.ran_for()) {
+                    self.shared.metrics.first_text(&reply.model, ran_for);
                 }
                 let offset = event::length(&reply.text);
                 reply.text.push_str(&text);
@@ -213,6 +246,8 @@ impl Room {
                 reply.end(FinishReason::Cancelled, None);
                 if reply.waiters.len() < MAX_WAITERS {
                     reply.waiters.push(origin);
+                } else {
+                    self.answer(origin, Err(too_many_writes()));
                 }
             }
             Some(_) | None => {
@@ -233,19 +268,19 @@ impl Room {
         let (id, expected, bytes) = (reply.id, reply.renewals, reply.text.len());
         let sealed = self.log.seal_checkpoint(id, &reply.text);
         let (log, boot_id) = (self.log.clone(), self.shared.boot_id);
-        let update = Box::pin(async move { log.call(log.store.renew_reply(id, boot_id, expected, sealed)).await });
+        let update = Box::pin(renew(log, id, boot_id, expected, sealed));
         self.renewal = Some(Renewal { reply: id, bytes, update });
     }
 
     pub(super) fn renewed(&mut self, renewed: Renewed) {
         let Some(reply) = self.reply.as_mut().filter(|reply| reply.id == renewed.reply) else { return };
         match renewed.result {
-            Ok(true) => {
-                reply.renewals += 1;
+            Ok(Some(renewals)) => {
+                reply.renewals = renewals;
                 reply.checkpointed = renewed.bytes;
             }
-            Ok(false) if reply.is_ending() => {}
-            Ok(false) => {
+            Ok(None) if reply.is_ending() => {}
+            Ok(None) => {
                 // Somebody else finished it, or the row never came to be: what the log says counts.
                 tracing::warn!(session.id = %self.log.id, reply.id = %reply.id, "lost the lease of a reply");
                 reply.end(FinishReason::Interrupted, None);

@@ -3,6 +3,7 @@
 //! subscriber, and while an append is in flight deltas and attaching go on.
 
 mod attach;
+mod flight;
 mod live;
 mod write;
 
@@ -22,7 +23,7 @@ use self::{
 };
 use super::{
     directory::{Phase, Shared},
-    error::shutting_down,
+    error::{SessionError, shutting_down},
     event,
     log::SessionLog,
 };
@@ -61,7 +62,7 @@ pub(super) enum Command {
     Frame { subscriber: SubscriberId, request_id: String, frame: Box<Frame> },
     HalfClose(SubscriberId),
     Detach(SubscriberId),
-    End { by: Sender, done: oneshot::Sender<Result<v1::Session, Failure>> },
+    End { by: Box<Sender>, done: oneshot::Sender<Result<v1::Session, Failure>> },
     StoreHead(Seq),
 }
 
@@ -119,6 +120,9 @@ impl RoomHandle {
     }
 }
 
+/// Read marks on their way to the store; resolves to those that could not be stored.
+type Marks = Pin<Box<dyn Future<Output = BTreeMap<String, Seq>> + Send>>;
+
 /// See the module's text.
 pub(super) struct Room {
     shared: Arc<Shared>,
@@ -130,12 +134,16 @@ pub(super) struct Room {
     subscribers: Subscribers,
     read_marks: BTreeMap<String, Seq>,
     dirty_marks: BTreeMap<String, Seq>,
+    marks: Option<Marks>,
+    marked_at: Option<Instant>,
     writes: Writes,
     reply: Option<LiveReply>,
     renewal: Option<Renewal>,
     /// The head as the store told it last.
     store_head: Seq,
     phase: watch::Receiver<Phase>,
+    /// The directory is gone: nobody will change the phase any more.
+    gone: bool,
     next_heartbeat: Instant,
     empty_since: Option<Instant>,
 }
@@ -164,10 +172,13 @@ impl Room {
             subscribers: Subscribers::default(),
             read_marks,
             dirty_marks: BTreeMap::new(),
+            marks: None,
+            marked_at: None,
             writes: Writes::default(),
             reply: None,
             renewal: None,
             phase,
+            gone: false,
             next_heartbeat: Instant::now() + shared.limits.heartbeat,
             empty_since: Some(Instant::now()),
             shared,
@@ -176,47 +187,42 @@ impl Room {
     }
 
     /// Serves the session until nobody is there and nothing is left to do.
-    pub(super) async fn run(mut self) {
-        self.adopt_orphan().await;
+    pub(super) async fn run(mut self: Box<Self>) {
         // `phase` may have changed before this room existed.
         self.phase.mark_changed();
-        while !self.is_done() {
+        loop {
+            self.note_emptiness();
+            if self.is_done() {
+                break;
+            }
             self.start_writes();
             self.start_renewal();
             self.settle_half_closed();
+            self.start_marks();
             let deadline = self.next_deadline();
+            let paused = self.writes.ends_session();
             tokio::select! {
                 biased;
                 landed = poll(&mut self.writes.in_flight) => self.landed(landed),
                 renewed = poll(&mut self.renewal) => self.renewed(renewed),
-                event = live::next_event(&mut self.reply) => self.reply_event(event),
+                event = live::next_event(&mut self.reply, paused) => self.reply_event(event),
                 command = self.commands.recv() => match command {
                     Some(command) => self.command(command),
-                    None => self.empty_since = Some(Instant::now() - LINGER),
+                    // The directory holds a sender until the room retires.
+                    None => break,
                 },
-                changed = self.phase.changed() => self.phase_changed(changed.is_err()),
-                () = tokio::time::sleep_until(deadline) => self.tick().await,
+                unmarked = poll(&mut self.marks) => self.marked(unmarked),
+                changed = self.phase.changed(), if !self.gone => self.phase_changed(changed.is_err()),
+                () = tokio::time::sleep_until(deadline) => self.tick(),
             }
         }
-        self.flush_marks().await;
+        if let Some(marks) = self.marks.take() {
+            marks.await;
+        }
+        if !self.dirty_marks.is_empty() {
+            store_marks(self.log.clone(), std::mem::take(&mut self.dirty_marks)).await;
+        }
         self.retire().await;
-    }
-
-    /// A reply that runs by the log and has no task: its core died. The embedded store has one owner, so that is certain.
-    async fn adopt_orphan(&mut self) {
-        let Some(running) = self.state.running.clone() else { return };
-        let row = self.log.call(self.log.store.reply_row(self.log.id)).await;
-        let checkpoint = match row {
-            Ok(Some(row)) if row.message_id == running.id => self.log.open_checkpoint(running.id, &row.checkpoint),
-            Ok(_) => Ok(String::new()),
-            Err(error) => Err(error),
-        };
-        let text = checkpoint.unwrap_or_else(|error| {
-            tracing::warn!(error = &error as &dyn std::error::Error, session.id = %self.log.id, "no checkpoint to finish a reply with");
-            String::new()
-        });
-        tracing::info!(session.id = %self.log.id, reply.id = %running.id, bytes = text.len(), "finishing an interrupted reply");
-        self.reply = Some(LiveReply::interrupted(&running, text));
     }
 
     fn is_done(&self) -> bool {
@@ -229,11 +235,24 @@ impl Room {
     }
 
     fn is_leaving(&self) -> bool {
-        *self.phase.borrow() != Phase::Serving
+        self.gone || *self.phase.borrow() != Phase::Serving
+    }
+
+    fn is_cutting(&self) -> bool {
+        self.gone || *self.phase.borrow() == Phase::Cutting
+    }
+
+    /// Since when nobody is attached.
+    fn note_emptiness(&mut self) {
+        if self.subscribers.is_empty() {
+            self.empty_since.get_or_insert_with(Instant::now);
+        } else {
+            self.empty_since = None;
+        }
     }
 
     /// Takes the room out of the directory, then answers whoever was too late: their callers look again.
-    async fn retire(mut self) {
+    async fn retire(mut self: Box<Self>) {
         self.shared.retire(self.log.id);
         self.commands.close();
         while self.commands.recv().await.is_some() {}
@@ -245,7 +264,11 @@ impl Room {
             Command::Frame { subscriber, request_id, frame } => self.frame(subscriber, request_id, *frame),
             Command::HalfClose(subscriber) => self.subscribers.half_close(subscriber),
             Command::Detach(subscriber) => self.detach(subscriber),
+            Command::End { done, .. } if self.writes.is_full() => {
+                self.answer(Origin::Call(done), Err(too_many_writes()))
+            }
             Command::End { by, done } => {
+                let by = *by;
                 self.writes.push(Write::new(Op::End { by, reason: EndReason::User }, Origin::Call(done)));
             }
             Command::StoreHead(head) => {
@@ -263,8 +286,7 @@ impl Room {
         match frame {
             Frame::Send(_) | Frame::EndSession if self.is_leaving() => self.answer(origin, Err(shutting_down())),
             Frame::Send(_) | Frame::EndSession if self.writes.is_full() => {
-                let busy = Failure::new(ErrorCode::ResourceExhausted, "TOO_MANY_WRITES", "too many frames wait");
-                self.answer(origin, Err(busy.retry_after(Duration::from_millis(200))));
+                self.answer(origin, Err(too_many_writes()));
             }
             Frame::Send(message) => self.writes.push(Write::new(Op::Send(Box::new(message)), origin)),
             Frame::EndSession => {
@@ -319,33 +341,32 @@ impl Room {
     }
 
     fn phase_changed(&mut self, gone: bool) {
-        let phase = if gone { Phase::Cutting } else { *self.phase.borrow_and_update() };
-        if phase != Phase::Serving {
+        // Without a directory there is nobody to cut this room later.
+        self.gone = gone;
+        self.phase.mark_unchanged();
+        if self.is_leaving() {
             self.subscribers.send_away(self.shared.limits.away_jitter);
-            self.empty_since.get_or_insert_with(Instant::now);
         }
-        if phase == Phase::Cutting
+        if self.is_cutting()
             && let Some(reply) = &mut self.reply
         {
             reply.interrupt();
         }
     }
 
+    /// An idle session wakes up for its heartbeat only.
     fn next_deadline(&self) -> Instant {
         let now = Instant::now();
-        if self.subscribers.is_quiet()
+        let quiet = self.subscribers.is_quiet()
             && self.reply.is_none()
             && self.writes.is_idle()
             && self.dirty_marks.is_empty()
-            && self.empty_since.is_none()
-        {
-            // An idle session wakes up for its heartbeat only.
-            return self.next_heartbeat.max(now);
-        }
-        (now + TICK).min(self.next_heartbeat.max(now))
+            && self.empty_since.is_none();
+        let tick = if quiet { self.next_heartbeat } else { self.next_heartbeat.min(now + TICK) };
+        self.writes.retry_at().map_or(tick, |at| at.min(tick)).max(now)
     }
 
-    async fn tick(&mut self) {
+    fn tick(&mut self) {
         let now = Instant::now();
         if now >= self.next_heartbeat {
             self.next_heartbeat = now + self.shared.limits.heartbeat;
@@ -353,18 +374,45 @@ impl Room {
         }
         self.subscribers.lapse_typing(now);
         self.fail_late_opens(now);
-        self.flush_marks().await;
+        for origin in self.writes.take_late(self.shared.limits.store_call) {
+            self.answer(origin, Err(Failure::from(&SessionError::StoreTimeout)));
+        }
         self.sweep_subscribers();
     }
 
-    /// Read marks may lose a second; they are written once a tick, however often somebody scrolls.
-    async fn flush_marks(&mut self) {
-        for (user_id, seq) in std::mem::take(&mut self.dirty_marks) {
-            if let Err(error) = self.log.call(self.log.store.mark_read(self.log.id, &user_id, seq)).await {
-                tracing::warn!(error = &error as &dyn std::error::Error, session.id = %self.log.id, "a read mark was not stored");
-            }
+    /// Read marks may lose a second: they are written one batch at a time, however often somebody scrolls.
+    fn start_marks(&mut self) {
+        let due = self.marked_at.is_none_or(|at| at.elapsed() >= TICK);
+        if self.marks.is_none() && due && !self.dirty_marks.is_empty() {
+            let marks = std::mem::take(&mut self.dirty_marks);
+            self.marks = Some(Box::pin(store_marks(self.log.clone(), marks)));
+            self.marked_at = Some(Instant::now());
         }
     }
+
+    /// What could not be stored is tried again, unless somebody has read further meanwhile.
+    fn marked(&mut self, unmarked: BTreeMap<String, Seq>) {
+        for (user_id, seq) in unmarked {
+            self.dirty_marks.entry(user_id).or_insert(seq);
+        }
+    }
+}
+
+/// Stores read marks; returns those that could not be.
+async fn store_marks(log: SessionLog, marks: BTreeMap<String, Seq>) -> BTreeMap<String, Seq> {
+    let mut unmarked = BTreeMap::new();
+    for (user_id, seq) in marks {
+        if let Err(error) = log.call(log.store.mark_read(log.id, &user_id, seq)).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, session.id = %log.id, "a read mark was not stored");
+            unmarked.insert(user_id, seq);
+        }
+    }
+    unmarked
+}
+
+fn too_many_writes() -> Failure {
+    Failure::new(ErrorCode::ResourceExhausted, "TOO_MANY_WRITES", "too many frames wait")
+        .retry_after(Duration::from_millis(200))
 }
 
 /// Waits for what is there, or forever.

@@ -4,12 +4,17 @@
 //! conflict, and the tail is read and the decision made again, a bounded number of times; failed, and whoever asked is
 //! told; unknown, and nothing else is decided until a read by its append id has settled it.
 
-use std::{collections::VecDeque, future::Future, pin::Pin, task, time::Duration};
+use std::{collections::VecDeque, time::Duration};
 
 use chatbox_proto::{error_code::ErrorCode, ids::MessageId, status::Failure, v1};
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{Room, attach::SubscriberId};
+use super::{
+    Room,
+    attach::SubscriberId,
+    flight::{InFlight, Landed, Outcome, adopt, append, conflict, resolve},
+    live::LiveReply,
+};
 use crate::{
     domain::{
         decide::{self, NextReply, Rejection},
@@ -17,15 +22,12 @@ use crate::{
         session::SessionState,
         time::Timestamp,
     },
-    session::{error::SessionError, event, log::PAGE, log::SessionLog},
-    store::{Append, Appended, MessageKey, ReplyRow},
+    session::{error::SessionError, event},
+    store::{Append, MessageKey, ReplyRow},
 };
 
 /// Frames that wait for their turn; more are refused.
 const MAX_PENDING: usize = 64;
-
-/// Between two looks for an append whose outcome is unknown.
-const RESOLVE_EVERY: Duration = Duration::from_millis(250);
 
 /// Between two tries to write the end of a reply: doubled each time, up to this.
 const MAX_RETRY: Duration = Duration::from_secs(2);
@@ -62,11 +64,12 @@ pub(super) struct Write {
     op: Op,
     origin: Origin,
     rounds: u32,
+    since: Instant,
 }
 
 impl Write {
     pub(super) fn new(op: Op, origin: Origin) -> Self {
-        Self { op, origin, rounds: 0 }
+        Self { op, origin, rounds: 0, since: Instant::now() }
     }
 
     pub(super) fn subscriber(&self) -> Option<SubscriberId> {
@@ -102,102 +105,30 @@ impl Writes {
         self.pending.is_empty() && self.in_flight.is_none() && !self.wants_tail
     }
 
+    /// What the room does of its own accord may be tried again from here on.
+    pub(super) fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
+    /// The end of the session is being written: what is said now would not be part of it.
+    pub(super) fn ends_session(&self) -> bool {
+        let flying = self.in_flight.as_ref().and_then(|flight| flight.write.as_ref());
+        flying.is_some_and(|write| matches!(write.op, Op::End { .. }))
+    }
+
+    /// Takes out what has waited for longer than `limit`: the store does not answer, and whoever asked has to know. None of
+    /// it was ever submitted.
+    pub(super) fn take_late(&mut self, limit: Duration) -> Vec<Origin> {
+        let mut late = Vec::new();
+        while self.pending.front().is_some_and(|write| write.since.elapsed() > limit) {
+            late.extend(self.pending.pop_front().map(|write| write.origin));
+        }
+        late
+    }
+
     pub(super) fn waits_for(&self, subscriber: SubscriberId) -> bool {
         let flying = self.in_flight.as_ref().and_then(|flight| flight.write.as_ref());
         self.pending.iter().chain(flying).any(|write| write.subscriber() == Some(subscriber))
-    }
-}
-
-/// The one append under way, or the read that follows it.
-pub(super) struct InFlight {
-    /// `None` for a read of the tail that nobody asked for, and once whoever asked was told that the outcome is unknown.
-    write: Option<Write>,
-    entries: Vec<Entry>,
-    started: Instant,
-    work: Pin<Box<dyn Future<Output = Outcome> + Send>>,
-}
-
-impl InFlight {
-    fn new(write: Option<Write>, entries: Vec<Entry>, work: impl Future<Output = Outcome> + Send + 'static) -> Self {
-        Self { write, entries, started: Instant::now(), work: Box::pin(work) }
-    }
-}
-
-/// What became of it.
-pub(super) struct Landed {
-    write: Option<Write>,
-    entries: Vec<Entry>,
-    took: Duration,
-    outcome: Outcome,
-}
-
-enum Outcome {
-    Done,
-    /// The entries that were missed, and the message that has the same key.
-    Conflict {
-        tail: Vec<Entry>,
-        found: Option<MessageKey>,
-    },
-    Unknown(Box<Append>, SessionError),
-    Failed(SessionError),
-}
-
-impl Future for InFlight {
-    type Output = Landed;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> task::Poll<Landed> {
-        let outcome = task::ready!(self.work.as_mut().poll(cx));
-        let this = &mut *self;
-        let (write, entries) = (this.write.take(), std::mem::take(&mut this.entries));
-        task::Poll::Ready(Landed { write, entries, took: this.started.elapsed(), outcome })
-    }
-}
-
-async fn append(log: SessionLog, append: Append) -> Outcome {
-    match log.call(log.store.append(append.clone())).await {
-        Ok(Appended::Done(_)) => Outcome::Done,
-        Ok(Appended::Conflict) => conflict(log, append.expected_head, append.messages.into_iter().next()).await,
-        Err(error) if error.outcome_unknown() => Outcome::Unknown(Box::new(append), error),
-        Err(error) => Outcome::Failed(error),
-    }
-}
-
-/// Finds out what stood in the way: a repeated message, or somebody else's entries.
-async fn conflict(log: SessionLog, head: Seq, key: Option<MessageKey>) -> Outcome {
-    let read = async {
-        let found = match key {
-            Some(key) => log.call(log.store.find_message(log.id, key.key)).await?,
-            None => None,
-        };
-        Ok((read_tail(&log, head).await?, found))
-    };
-    match read.await {
-        Ok((tail, found)) => Outcome::Conflict { tail, found },
-        Err(error) => Outcome::Failed(error),
-    }
-}
-
-async fn read_tail(log: &SessionLog, head: Seq) -> Result<Vec<Entry>, SessionError> {
-    let mut tail: Vec<Entry> = Vec::new();
-    loop {
-        let after = tail.last().map_or(head, |entry| entry.seq);
-        let page = log.read_after(after, PAGE).await?;
-        if page.is_empty() {
-            return Ok(tail);
-        }
-        tail.extend(page);
-    }
-}
-
-/// Looks for an append until the store says whether it was written.
-async fn resolve(log: SessionLog, append: Append) -> Outcome {
-    loop {
-        match log.call(log.store.find_append(log.id, append.append_id)).await {
-            Ok(Some(_)) => return Outcome::Done,
-            Ok(None) => return conflict(log, append.expected_head, None).await,
-            Err(error) if error.is_passing() => tokio::time::sleep(RESOLVE_EVERY).await,
-            Err(error) => return Outcome::Failed(error),
-        }
     }
 }
 
@@ -214,13 +145,19 @@ impl Room {
         }
     }
 
-    /// The end of a reply goes before what waits; a read of the tail before everything.
+    /// A read of the tail goes before everything, then the care for a reply without a task, then the end of a reply, then
+    /// what waits.
     fn next_write(&mut self) -> Option<Write> {
-        let may_retry = self.writes.retry_at.is_none_or(|at| at <= Instant::now());
+        self.writes.retry_at.take_if(|at| *at <= Instant::now());
+        let may_retry = self.writes.retry_at.is_none();
         if self.writes.wants_tail && may_retry {
             self.writes.wants_tail = false;
-            let (log, head) = (self.log.clone(), self.state.head);
-            let work = conflict(log, head, None);
+            let work = conflict(self.log.clone(), self.state.head, None);
+            self.writes.in_flight = Some(InFlight::new(None, Vec::new(), work));
+            return None;
+        }
+        if let (None, Some(running)) = (&self.reply, &self.state.running) {
+            let work = adopt(self.log.clone(), running.clone());
             self.writes.in_flight = Some(InFlight::new(None, Vec::new(), work));
             return None;
         }
@@ -275,7 +212,7 @@ impl Room {
             (Op::Send(message), _) => {
                 let work = conflict(self.log.clone(), self.state.head, Some(self.message_key(&message, 0)));
                 let rounds = self.shared.limits.append_rounds;
-                let write = Write { op: Op::Send(message), origin: write.origin, rounds };
+                let write = Write { op: Op::Send(message), rounds, ..write };
                 self.writes.in_flight = Some(InFlight::new(Some(write), Vec::new(), work));
             }
             (_, rejection) => self.answer(write.origin, Err(rejection.into())),
@@ -305,7 +242,9 @@ impl Room {
         let mut messages = Vec::new();
         for entry in &entries {
             after.apply(entry)?;
-            if let EntryKind::Message(message) = &entry.fact.kind {
+            if let EntryKind::Message(message) = &entry.fact.kind
+                && message.client_message_id.is_some()
+            {
                 messages.push(self.message_key(message, entry.seq));
             }
         }
@@ -378,10 +317,13 @@ impl Room {
                 self.shared.count(&error);
                 tracing::warn!(error = &error as &dyn std::error::Error, session.id = %self.log.id, "outcome of an append is unknown");
                 if let Some(write) = write {
-                    self.answer(write.origin, Err(Failure::from(&error)));
+                    self.answer(write.origin, Err(Failure::from(&error).outcome_unknown()));
                 }
                 let work = resolve(self.log.clone(), *append);
                 self.writes.in_flight = Some(InFlight::new(None, entries, work));
+            }
+            Outcome::Orphan(running, text) => {
+                self.reply = Some(LiveReply::interrupted(&running, text, &self.shared.metrics));
             }
             Outcome::Failed(error) => {
                 self.shared.metrics.appended("failed");
@@ -399,6 +341,10 @@ impl Room {
     }
 
     fn decide_again(&mut self, mut write: Write, found: Option<MessageKey>) {
+        if matches!(write.op, Op::FinishReply(_) | Op::Answer) {
+            // The room comes to these of its own accord.
+            return;
+        }
         if let (Op::Send(message), Some(found)) = (&write.op, &found) {
             let same = self.message_key(message, 0).content == found.content;
             let result = if same {
@@ -448,7 +394,8 @@ impl Room {
             }
             self.subscribers.broadcast(&event::entry(entry));
             if let EntryKind::ReplyFinished(finished) = &entry.fact.kind {
-                self.shared.metrics.reply_finished(finished, self.reply.as_ref().map(super::live::LiveReply::ran_for));
+                let ran_for = self.reply.as_ref().filter(|reply| reply.id == finished.id).and_then(LiveReply::ran_for);
+                self.shared.metrics.reply_finished(finished, ran_for);
                 self.drop_reply(finished.id);
             }
         }
@@ -458,7 +405,6 @@ impl Room {
     /// The reply has its terminal entry: whoever stopped it is told.
     fn drop_reply(&mut self, id: MessageId) {
         let Some(mut reply) = self.reply.take_if(|reply| reply.id == id) else { return };
-        self.shared.metrics.replies_running.dec();
         for origin in reply.take_waiters() {
             self.answer(origin, Ok(Done { message_id: Some(id), ..Done::default() }));
         }

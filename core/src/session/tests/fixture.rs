@@ -158,7 +158,7 @@ impl Core {
         reply: Option<(MessageId, u32)>,
         model: &str,
     ) -> Result<Client, Failure> {
-        let queue = Queue::new(limits().queue);
+        let queue = Queue::new(QueueLimits { events: 256, bytes: 1024 * 1024 });
         let events = QueueStream::new(queue.clone());
         let sender = sender(user);
         let open = patiently(
@@ -193,7 +193,6 @@ impl Core {
 pub(super) fn limits() -> SessionLimits {
     SessionLimits {
         max_active: 1,
-        queue: QueueLimits { events: 256, bytes: 1024 * 1024 },
         replay: 20,
         max_unanswered: 8,
         append_rounds: 8,

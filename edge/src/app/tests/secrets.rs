@@ -54,7 +54,8 @@ fn marked_token() -> String {
 async fn tokens_queries_and_text_reach_no_log() {
     let log = Log::default();
     let lines = tracing_subscriber::fmt::layer().with_writer(log.clone()).with_ansi(false);
-    let subscriber = tracing_subscriber::registry().with(lines.with_filter(crate::telemetry::filter("trace").unwrap()));
+    let lines = lines.with_filter(crate::telemetry::filter("trace").unwrap());
+    let subscriber = tracing_subscriber::registry().with(lines);
     let guard = tracing::subscriber::set_default(subscriber);
 
     let edge = Running::start().await;

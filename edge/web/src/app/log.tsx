@@ -130,45 +130,54 @@ function Ended() {
   );
 }
 
-/** Keeps the end in view while somebody is there, and their place when they are not. */
+/** The first message in view. */
+function firstInView(box: HTMLElement): HTMLElement | undefined {
+  const all = [...box.querySelectorAll<HTMLElement>('[data-message]')];
+  return all.find((one) => one.offsetTop + one.offsetHeight > box.scrollTop);
+}
+
+/** Keeps the end in view while somebody is there, and what they read in its place when they are not. */
 function useFollowing(state: ConversationState) {
   const box = useRef<HTMLDivElement>(null);
   const inner = useRef<HTMLDivElement>(null);
-  const place = useRef({ pinned: true, top: 0, height: 0, first: '' });
+  const place = useRef({ pinned: true, top: 0, read: undefined as HTMLElement | undefined, readTop: 0 });
   const [away, setAway] = useState(false);
 
-  const toEnd = () => {
-    if (box.current) box.current.scrollTop = box.current.scrollHeight;
+  const keep = () => {
+    const element = box.current;
+    const { pinned, read, readTop } = place.current;
+    if (!element) return;
+    if (pinned) element.scrollTop = element.scrollHeight;
+    else if (read?.isConnected && read.offsetTop !== readTop) element.scrollTop += read.offsetTop - readTop;
+    look();
+  };
+
+  const look = () => {
+    if (!box.current || place.current.pinned) return;
+    const read = firstInView(box.current);
+    place.current.read = read;
+    place.current.readTop = read?.offsetTop ?? 0;
+  };
+
+  const pin = () => {
+    place.current.pinned = true;
+    setAway(false);
+    keep();
   };
 
   useEffect(() => {
-    const observer = new ResizeObserver(() => {
-      if (place.current.pinned) toEnd();
-    });
+    const observer = new ResizeObserver(keep);
     if (box.current) observer.observe(box.current);
     if (inner.current) observer.observe(inner.current);
     return () => observer.disconnect();
   }, []);
 
-  const first = state.items[0]?.id ?? '';
-  useLayoutEffect(() => {
-    const element = box.current;
-    if (!element) return;
-    const before = place.current;
-    const prepended = before.first !== '' && before.first !== first;
-    if (before.pinned) toEnd();
-    else if (prepended) element.scrollTop += element.scrollHeight - before.height;
-    before.first = first;
-    before.height = element.scrollHeight;
-  });
+  useLayoutEffect(keep);
 
   // One's own message is always looked at.
   const own = state.pending.at(-1)?.clientMessageId;
   useLayoutEffect(() => {
-    if (own === undefined) return;
-    place.current.pinned = true;
-    setAway(false);
-    toEnd();
+    if (own !== undefined) pin();
   }, [own]);
 
   const onScroll = () => {
@@ -179,14 +188,13 @@ function useFollowing(state: ConversationState) {
     if (distance <= NEAR_END) place.current.pinned = true;
     else if (element.scrollTop < place.current.top - 1) place.current.pinned = false;
     place.current.top = element.scrollTop;
+    look();
     setAway(!place.current.pinned);
     if (element.scrollTop < NEAR_BEGINNING && view.peek().state.older.state === 'more') loadOlder();
   };
 
   const jump = () => {
-    place.current.pinned = true;
-    setAway(false);
-    toEnd();
+    pin();
     document.getElementById('message')?.focus({ preventScroll: true });
   };
 

@@ -48,7 +48,7 @@ impl Client {
         let (near, far) = tokio::io::duplex(16 * 1024);
         let caller = Caller { token: String::new(), client_ip: [192, 0, 2, 1].into(), traceparent: String::new() };
         let handshake = Handshake { dialect, caller, identity: None };
-        let connection = Connection::new(Arc::clone(edge), far, Bytes::new(), handshake);
+        let connection = Box::new(Connection::new(Arc::clone(edge), far, Bytes::new(), handshake));
         let (tx, ended) = oneshot::channel();
         edge.tasks.spawn("connection", async move {
             let _ = tx.send(connection.run().await);

@@ -1,0 +1,226 @@
+//! Deltas from a provider's socket to a thousand browsers, all at the same time. Beside it a bare echo with as many messages.
+
+mod provider;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use chatbox_proto::v1::{
+    ChatRequest, ChatResponse, FinishReason,
+    chat_request::{Frame, Send},
+    chat_response::Event,
+    entry,
+};
+use chatbox_tests::harness::ws::Encoding;
+use prost::Message as _;
+
+use self::provider::{DELTA_BYTES, Provider};
+use crate::measure::{
+    echo::Echo,
+    load::{Load, Wait},
+    machine::{self, Others, Place},
+    options::Options,
+    peer::Peer,
+    product::Product,
+    report::{Compare, Figure, Goal, Report},
+    sample::percentile,
+};
+
+/// Between two deltas of a reply: 50 a second.
+const PERIOD: Duration = Duration::from_millis(20);
+/// All replies have begun, or ended, within this time.
+const PATIENCE: Duration = Duration::from_secs(60);
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+/// One user in front of the screen.
+#[derive(Debug, Default, Clone)]
+struct Reader {
+    /// Bytes of the reply so far.
+    bytes: usize,
+    finished: bool,
+}
+
+/// What came in one round.
+#[derive(Debug, Default)]
+struct Delivered {
+    /// Milliseconds from the time a delta was due at the provider to its arrival.
+    latencies: Vec<f64>,
+    /// Frames that they came in: fewer when deltas were merged.
+    frames: usize,
+    elapsed: Duration,
+    cpu: [Duration; 2],
+}
+
+#[derive(Debug)]
+struct Bench {
+    provider: Provider,
+    product: Product,
+    load: Load,
+    readers: Vec<Reader>,
+    rounds: usize,
+}
+
+pub(crate) fn run(options: &Options) -> Result<Report> {
+    Place::Load.enter()?;
+    let replies: u32 = options.pick(1_000, 100);
+    let deltas = options.pick(150, 50);
+    let rate = replies * 50;
+    let echo = Echo::start()?;
+    let mut reference = Load::connect(Peer::Echo(echo.address()), replies as usize)?;
+    let mut bench = Bench::start(replies as usize)?;
+    let mut p50 = Figure::new("delivery, p50", "ms", "echo", Compare::Difference);
+    let mut p99 = Figure::new("delivery, p99", "ms", "echo", Compare::Alone).goal(Goal::AtMost(25.0));
+    let wanted = f64::from(rate) * 0.99;
+    let mut delivered = Figure::new("deltas/s", "", "echo", Compare::Alone).goal(Goal::AtLeast(wanted));
+    let mut merged = Figure::new("deltas per frame", "", "", Compare::Alone);
+    let mut cores = Figure::new("cores, edge and core", "", "echo", Compare::Ratio);
+    let mut each = ["cores, edge", "cores, core"].map(|name| Figure::new(name, "", "", Compare::Alone));
+    let mut others = Vec::new();
+    let ping = reference.peer().ping()?;
+    let _warm_up = bench.round(deltas / 5)?;
+    for round in 0..options.rounds {
+        let watch = Others::watch(&[echo.pid(), bench.product.edge(), bench.product.core()])?;
+        let mut echoed = None;
+        let mut seen = None;
+        for turn in 0..2 {
+            if (turn + round) % 2 == 0 {
+                let before = machine::cpu_time(echo.pid())?;
+                let run = reference.open_loop(&ping, rate, PERIOD * deltas, Wait::Millisecond)?;
+                echoed = Some((run, machine::cpu_time(echo.pid())?.saturating_sub(before)));
+            } else {
+                seen = Some(bench.round(deltas)?);
+            }
+        }
+        others.push(watch.cores()?);
+        let ((mut echoed, echo_cpu), mut seen) = echoed.zip(seen).context("both had their turn")?;
+        p50.round(percentile(&mut seen.latencies, 0.5), percentile(&mut echoed.latencies, 0.5) / 1e3);
+        p99.round(percentile(&mut seen.latencies, 0.99), percentile(&mut echoed.latencies, 0.99) / 1e3);
+        let (time, echo_time) = (seen.elapsed.as_secs_f64(), echoed.elapsed.as_secs_f64());
+        delivered.round(seen.latencies.len() as f64 / time, echoed.answers as f64 / echo_time);
+        merged.alone(seen.latencies.len() as f64 / seen.frames as f64);
+        let cpu = seen.cpu.map(|cpu| cpu.as_secs_f64() / time);
+        cores.round(cpu[0] + cpu[1], echo_cpu.as_secs_f64() / echo_time);
+        each[0].alone(cpu[0]);
+        each[1].alone(cpu[1]);
+    }
+    bench.product.check()?;
+    let [edge, core] = each;
+    let setup = format!(
+        "{replies} replies at 50 deltas/s of {DELTA_BYTES} bytes, from a provider over HTTP; edge and core (or the echo) on \
+         core 0, provider and browsers on core 1, each sending every millisecond what is due"
+    );
+    Ok(Report::new(setup, vec![p99, p50, delivered, merged, cores, edge, core], others))
+}
+
+impl Bench {
+    fn start(replies: usize) -> Result<Self> {
+        let provider = Provider::start()?;
+        let product = Product::start(Some(&format!("http://{}/v1", provider.address()?)))?;
+        let load = Load::connect(product.peer(Encoding::Proto, "s"), replies)?;
+        Ok(Self { provider, product, load, readers: Vec::new(), rounds: 0 })
+    }
+
+    /// Everybody asks, everybody gets so many deltas.
+    fn round(&mut self, deltas: u32) -> Result<Delivered> {
+        self.rounds += 1;
+        self.readers = vec![Reader::default(); self.load.len()];
+        let answering = self.ask()?;
+        let mut delivered = Delivered::default();
+        let before = self.cpu()?;
+        // Replies are spread evenly over the time between two deltas.
+        let count = u32::try_from(answering.len())?;
+        let start = Instant::now() + MILLISECOND;
+        let due = |number: u32| start + PERIOD * (number / count) + PERIOD * (number % count) / count;
+        let mut sent = 0;
+        while sent < count * deltas {
+            while sent < count * deltas && due(sent) <= Instant::now() {
+                self.provider.delta(answering[(sent % count) as usize], due(sent))?;
+                sent += 1;
+            }
+            self.receive(&mut delivered)?;
+        }
+        let wanted = (count * deltas) as usize;
+        while delivered.latencies.len() < wanted {
+            ensure!(start.elapsed() < PERIOD * deltas + PATIENCE, "deltas are missing");
+            self.receive(&mut delivered)?;
+        }
+        delivered.elapsed = start.elapsed();
+        let after = self.cpu()?;
+        delivered.cpu = [after[0].saturating_sub(before[0]), after[1].saturating_sub(before[1])];
+        for number in answering {
+            self.provider.finish(number)?;
+        }
+        let end = Instant::now() + PATIENCE;
+        while !self.readers.iter().all(|reader| reader.finished) {
+            ensure!(Instant::now() < end, "replies did not end");
+            self.provider.serve(Duration::ZERO)?;
+            self.receive(&mut delivered)?;
+        }
+        let bytes = deltas as usize * DELTA_BYTES;
+        ensure!(self.readers.iter().all(|reader| reader.bytes == bytes), "a reply has too little or too much text");
+        Ok(delivered)
+    }
+
+    /// Everybody sends a message; returns when the provider has all questions.
+    fn ask(&mut self) -> Result<Vec<usize>> {
+        let send = Send {
+            client_message_id: format!("m{}", self.rounds),
+            text: "Tell me what time it is.".to_owned(),
+            file_ids: Vec::new(),
+        };
+        let request = ChatRequest { request_id: String::new(), frame: Some(Frame::Send(send)) };
+        let frame = self.load.peer().frame(&request).context("the product takes frames")?;
+        for connection in 0..self.load.len() {
+            self.load.send(connection, &frame)?;
+        }
+        let end = Instant::now() + PATIENCE;
+        let mut before = Delivered::default();
+        loop {
+            self.provider.serve(MILLISECOND)?;
+            self.receive(&mut before)?;
+            let answering = self.provider.answering();
+            if answering.len() == self.load.len() {
+                return Ok(answering);
+            }
+            ensure!(Instant::now() < end, "the provider has {} of {} questions", answering.len(), self.load.len());
+        }
+    }
+
+    /// Reads what has come, for a millisecond at most.
+    fn receive(&mut self, delivered: &mut Delivered) -> Result<()> {
+        let Self { load, readers, provider, .. } = self;
+        load.receive(MILLISECOND, |connection, message| {
+            let reader = &mut readers[connection];
+            match ChatResponse::decode(message)?.event {
+                Some(Event::ReplyDelta(delta)) => {
+                    ensure!(delta.offset as usize == reader.bytes, "a delta does not follow the one before it");
+                    let now = provider.elapsed(Instant::now());
+                    for stamp in delta.text.as_bytes().chunks(DELTA_BYTES) {
+                        let due = Duration::from_nanos(std::str::from_utf8(stamp)?.parse()?);
+                        delivered.latencies.push(now.saturating_sub(due).as_secs_f64() * 1e3);
+                    }
+                    delivered.frames += 1;
+                    reader.bytes += delta.text.len();
+                }
+                Some(Event::Entry(entry)) => {
+                    if let Some(entry::Kind::ReplyFinished(finished)) = entry.kind {
+                        ensure!(
+                            finished.finish_reason() == FinishReason::Stop,
+                            "ended: {:?}",
+                            finished.finish_reason()
+                        );
+                        ensure!(finished.text.len() == reader.bytes, "the stored text is not what was streamed");
+                        reader.finished = true;
+                    }
+                }
+                Some(Event::Error(error)) => bail!("the product reports {error:?}"),
+                _ => {}
+            }
+            Ok(())
+        })
+    }
+
+    fn cpu(&self) -> Result<[Duration; 2]> {
+        Ok([machine::cpu_time(self.product.edge())?, machine::cpu_time(self.product.core())?])
+    }
+}

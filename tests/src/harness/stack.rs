@@ -174,7 +174,8 @@ impl Stack {
         core_settings.listen = grpc;
         core_settings.metrics_listen = core_metrics.to_string();
         let proxy = if proxied { Some(Proxy::start(grpc).await?) } else { None };
-        edge_settings.core.url = format!("http://{}", proxy.as_ref().map_or(grpc, Proxy::address));
+        let scheme = if core_settings.tls.is_enabled() { "https" } else { "http" };
+        edge_settings.core.url = format!("{scheme}://{}", proxy.as_ref().map_or(grpc, Proxy::address));
         let prefix = edge_settings.path_prefix.clone();
         let ((public, edge_metrics), edge) = serve_edge(edge_settings).await?;
         let addresses = Addresses { http: public, grpc };

@@ -23,5 +23,6 @@ mod resume;
 mod resume_crash;
 mod resume_slow;
 mod samples;
+mod tls;
 mod transcript;
 mod websocket_cases;

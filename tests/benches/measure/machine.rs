@@ -3,6 +3,7 @@
 use std::{
     fs,
     process::Command,
+    sync::LazyLock,
     thread::available_parallelism,
     time::{Duration, Instant},
 };
@@ -23,14 +24,16 @@ pub(crate) enum Place {
     Load,
 }
 
+/// Whether there are cores to choose from. Asked once: a process that has a core of its own sees no other.
+static HAS_PLACES: LazyLock<bool> = LazyLock::new(|| available_parallelism().is_ok_and(|cores| cores.get() >= 2));
+
 impl Place {
     fn core(self) -> Option<&'static str> {
-        let enough = available_parallelism().is_ok_and(|cores| cores.get() >= 2);
         let core = match self {
             Self::UnderTest => "0",
             Self::Load => "1",
         };
-        enough.then_some(core)
+        HAS_PLACES.then_some(core)
     }
 
     /// A command that runs `program` there.

@@ -47,8 +47,11 @@ struct Delivered {
     latencies: Vec<f64>,
     /// Frames that they came in: fewer when deltas were merged.
     frames: usize,
+    /// Milliseconds that the provider sent them late: this side's own fault.
+    lateness: Vec<f64>,
     elapsed: Duration,
-    cpu: [Duration; 2],
+    /// Of edge, core and this process.
+    cpu: [Duration; 3],
 }
 
 #[derive(Debug)]
@@ -74,7 +77,8 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     let mut delivered = Figure::new("deltas/s", "", "echo", Compare::Alone).goal(Goal::AtLeast(wanted));
     let mut merged = Figure::new("deltas per frame", "", "", Compare::Alone);
     let mut cores = Figure::new("cores, edge and core", "", "echo", Compare::Ratio);
-    let mut each = ["cores, edge", "cores, core"].map(|name| Figure::new(name, "", "", Compare::Alone));
+    let mut each = ["cores, edge", "cores, core", "cores, load"].map(|name| Figure::new(name, "", "", Compare::Alone));
+    let mut late = Figure::new("deltas sent late, p99", "ms", "", Compare::Alone);
     let mut others = Vec::new();
     let ping = reference.peer().ping()?;
     let _warm_up = bench.round(deltas / 5)?;
@@ -100,16 +104,18 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
         merged.alone(seen.latencies.len() as f64 / seen.frames as f64);
         let cpu = seen.cpu.map(|cpu| cpu.as_secs_f64() / time);
         cores.round(cpu[0] + cpu[1], echo_cpu.as_secs_f64() / echo_time);
-        each[0].alone(cpu[0]);
-        each[1].alone(cpu[1]);
+        for (figure, cpu) in each.iter_mut().zip(cpu) {
+            figure.alone(cpu);
+        }
+        late.alone(percentile(&mut seen.lateness, 0.99));
     }
     bench.product.check()?;
-    let [edge, core] = each;
     let setup = format!(
         "{replies} replies at 50 deltas/s of {DELTA_BYTES} bytes, from a provider over HTTP; edge and core (or the echo) on \
          core 0, provider and browsers on core 1, each sending every millisecond what is due"
     );
-    Ok(Report::new(setup, vec![p99, p50, delivered, merged, cores, edge, core], others))
+    let figures = [p99, p50, delivered, merged, cores].into_iter().chain(each).chain([late]).collect();
+    Ok(Report::new(setup, figures, others))
 }
 
 impl Bench {
@@ -134,6 +140,7 @@ impl Bench {
         let mut sent = 0;
         while sent < count * deltas {
             while sent < count * deltas && due(sent) <= Instant::now() {
+                delivered.lateness.push(due(sent).elapsed().as_secs_f64() * 1e3);
                 self.provider.delta(answering[(sent % count) as usize], due(sent))?;
                 sent += 1;
             }
@@ -146,7 +153,7 @@ impl Bench {
         }
         delivered.elapsed = start.elapsed();
         let after = self.cpu()?;
-        delivered.cpu = [after[0].saturating_sub(before[0]), after[1].saturating_sub(before[1])];
+        delivered.cpu = [0, 1, 2].map(|at| after[at].saturating_sub(before[at]));
         for number in answering {
             self.provider.finish(number)?;
         }
@@ -220,7 +227,8 @@ impl Bench {
         })
     }
 
-    fn cpu(&self) -> Result<[Duration; 2]> {
-        Ok([machine::cpu_time(self.product.edge())?, machine::cpu_time(self.product.core())?])
+    fn cpu(&self) -> Result<[Duration; 3]> {
+        let cpu_time = machine::cpu_time;
+        Ok([cpu_time(self.product.edge())?, cpu_time(self.product.core())?, cpu_time(std::process::id())?])
     }
 }

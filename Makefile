@@ -43,7 +43,7 @@ build: ## build the binaries (debug)
 
 ##@ Test
 
-.PHONY: test test-tools test-build test-rust test-web e2e bench cover fuzz
+.PHONY: test test-tools test-build test-rust test-web e2e bench cover
 test: test-tools web test-build test-rust test-web e2e ## everything that shows the product works
 
 test-tools: ## fetch the programs that the tests use
@@ -73,10 +73,6 @@ bench: ## speed and memory, each figure beside its reference: ARGS='bridge --jso
 cover: test-tools web ## line coverage of the whole workspace, at least 80 %
 	@$(FETCH) cargo-llvm-cov llvm-tools
 	@.ci/cover $(ARGS)
-
-fuzz: ## fuzz what parses strangers' bytes: T=target SECONDS=60
-	@$(FETCH) cargo-fuzz
-	cd core && RUSTC_BOOTSTRAP=1 $(CACHE)/bin/cargo-fuzz fuzz $(if $(T),run $(T) -- -max_total_time=$(or $(SECONDS),60),list)
 
 ##@ Check
 

@@ -152,12 +152,13 @@ impl Connection {
         let request_id = request.request_id.clone();
         let sender = self.open.as_ref().map(|_| &self.caller);
         match convert::frame(request, sender, self.limits.text_bytes)? {
-            ClientFrame::Open(open) => self.open(request_id, open).await?,
+            // Boxed: what happens once in the life of a stream would make its task half as large again for all of it.
+            ClientFrame::Open(open) => Box::pin(self.open(request_id, open)).await?,
             ClientFrame::Room(frame) => {
                 let open = self.open.as_ref().ok_or_else(convert::not_open)?;
                 open.room.frame(open.subscriber, request_id, frame).await?;
             }
-            ClientFrame::RefreshToken(token) => self.refresh(request_id, &token).await?,
+            ClientFrame::RefreshToken(token) => Box::pin(self.refresh(request_id, &token)).await?,
             ClientFrame::Detach => {
                 if !request_id.is_empty() {
                     self.queue.push(event::ack(request_id, None, 0, false));

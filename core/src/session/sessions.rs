@@ -265,7 +265,7 @@ impl Sessions {
         for _ in 0..TRIES {
             let room = self.owned_room(&caller.user_id, id).await?;
             let (done, answer) = oneshot::channel();
-            if room.command(Command::End { by: Box::new(caller.clone()), done }).await.is_ok()
+            if room.command(Command::End { by: caller.clone(), done }).await.is_ok()
                 && let Ok(result) = answer.await
             {
                 return result;
@@ -292,7 +292,7 @@ impl Sessions {
             };
             let room = self.owned_room(&caller.user_id, id).await?;
             let (done, answer) = oneshot::channel();
-            if room.command(Command::Attach(Box::new(join(created, done)))).await.is_ok()
+            if room.command(Command::Attach(join(created, done))).await.is_ok()
                 && let Ok(result) = answer.await
             {
                 return Ok(OpenSession { subscriber: result?, room });

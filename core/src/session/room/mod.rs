@@ -58,18 +58,19 @@ pub enum Frame {
 }
 
 pub(super) enum Command {
-    Attach(Box<Attach>),
-    Frame { subscriber: SubscriberId, request_id: String, frame: Box<Frame> },
+    Attach(Attach),
+    Frame { subscriber: SubscriberId, request_id: String, frame: Frame },
     HalfClose(SubscriberId),
     Detach(SubscriberId),
-    End { by: Box<Sender>, done: oneshot::Sender<Result<v1::Session, Failure>> },
+    End { by: Sender, done: oneshot::Sender<Result<v1::Session, Failure>> },
     StoreHead(Seq),
 }
 
 /// Reaches one room. Sending fails when the room has closed: then look it up again.
 #[derive(Debug, Clone)]
 pub struct RoomHandle {
-    commands: mpsc::Sender<Command>,
+    /// Boxed: the channel keeps 32 places for each room, however small its bound is.
+    commands: mpsc::Sender<Box<Command>>,
     owner: Arc<str>,
 }
 
@@ -87,12 +88,12 @@ impl RoomHandle {
     }
 
     pub(super) async fn command(&self, command: Command) -> Result<(), RoomClosed> {
-        self.commands.send(command).await.map_err(|_| RoomClosed)
+        self.commands.send(Box::new(command)).await.map_err(|_| RoomClosed)
     }
 
     /// For hints that may be lost.
     pub(super) fn hint_store_head(&self, head: Seq) {
-        let _ = self.commands.try_send(Command::StoreHead(head));
+        let _ = self.commands.try_send(Box::new(Command::StoreHead(head)));
     }
 
     /// Hands a subscriber's frame to the room; the answer comes on the subscriber's queue.
@@ -100,7 +101,7 @@ impl RoomHandle {
     /// # Errors
     /// The room has closed.
     pub async fn frame(&self, subscriber: SubscriberId, request_id: String, frame: Frame) -> Result<(), Failure> {
-        let command = Command::Frame { subscriber, request_id, frame: Box::new(frame) };
+        let command = Command::Frame { subscriber, request_id, frame };
         self.command(command).await.map_err(|RoomClosed| shutting_down())
     }
 
@@ -130,7 +131,7 @@ pub(super) struct Room {
     owner: Arc<str>,
     created_at: Timestamp,
     state: SessionState,
-    commands: mpsc::Receiver<Command>,
+    commands: mpsc::Receiver<Box<Command>>,
     subscribers: Subscribers,
     read_marks: BTreeMap<String, Seq>,
     dirty_marks: BTreeMap<String, Seq>,
@@ -207,7 +208,7 @@ impl Room {
                 renewed = poll(&mut self.renewal) => self.renewed(renewed),
                 event = live::next_event(&mut self.reply, paused) => self.reply_event(event),
                 command = self.commands.recv() => match command {
-                    Some(command) => self.command(command),
+                    Some(command) => self.command(*command),
                     // The directory holds a sender until the room retires.
                     None => break,
                 },
@@ -260,15 +261,14 @@ impl Room {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Attach(attach) => self.attach(*attach),
-            Command::Frame { subscriber, request_id, frame } => self.frame(subscriber, request_id, *frame),
+            Command::Attach(attach) => self.attach(attach),
+            Command::Frame { subscriber, request_id, frame } => self.frame(subscriber, request_id, frame),
             Command::HalfClose(subscriber) => self.subscribers.half_close(subscriber),
             Command::Detach(subscriber) => self.detach(subscriber),
             Command::End { done, .. } if self.writes.is_full() => {
                 self.answer(Origin::Call(done), Err(too_many_writes()))
             }
             Command::End { by, done } => {
-                let by = *by;
                 self.writes.push(Write::new(Op::End { by, reason: EndReason::User }, Origin::Call(done)));
             }
             Command::StoreHead(head) => {

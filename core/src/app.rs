@@ -96,6 +96,7 @@ impl App {
         let (streams, leaving) = (TaskTracker::new(), CancellationToken::new());
         let directory = Directory::new(Parts {
             store: store.clone(),
+            bus: Arc::new(crate::bus::local::LocalBus::alone()),
             models: models.clone(),
             ring: ring.clone(),
             secret,
@@ -312,6 +313,7 @@ fn session_limits(config: &Config) -> SessionLimits {
         heartbeat: session.heartbeat,
         checkpoint: session.checkpoint,
         store_call: config.store.call_timeout,
+        reply_lapse: session.reply_lapse,
         away_jitter: config.drain.jitter,
     }
 }

@@ -143,6 +143,7 @@ impl Config {
             &[
                 ("session.heartbeat", session.heartbeat, ms(100), 5 * MINUTE),
                 ("session.checkpoint", session.checkpoint, ms(50), ms(10_000)),
+                ("session.reply_lapse", session.reply_lapse, ms(2_000), 5 * MINUTE),
                 ("session.expiry_warning", session.expiry_warning, Duration::ZERO, HOUR),
             ],
             mistakes,

@@ -9,11 +9,13 @@ mod directory;
 mod error;
 pub mod event;
 mod history;
+mod link;
 mod log;
 mod reply;
 mod room;
 mod sessions;
 mod subscriber;
+mod sweep;
 #[cfg(test)]
 mod tests;
 

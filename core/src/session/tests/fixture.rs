@@ -110,6 +110,7 @@ impl Core {
         };
         let directory = Directory::new(Parts {
             store: store.clone(),
+            bus: Arc::new(crate::bus::local::LocalBus::alone()),
             models: Models::new(vec![model("led", false), model("panics", true)], "led").unwrap(),
             ring,
             secret,
@@ -199,6 +200,7 @@ pub(super) fn limits() -> SessionLimits {
         heartbeat: Duration::from_secs(15),
         checkpoint: Duration::from_millis(10),
         store_call: Duration::from_secs(5),
+        reply_lapse: Duration::from_secs(10),
         away_jitter: Duration::from_millis(100),
     }
 }

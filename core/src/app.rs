@@ -10,6 +10,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
 use crate::{
+    bus::{Bus, local::LocalBus, nats::NatsBus},
     config::{Config, StoreTarget, TlsConfig},
     grpc::{FrameLimits, GrpcLimits, GrpcServer, Health, PageSizes, Services},
     keys,
@@ -17,7 +18,7 @@ use crate::{
     metrics::Metrics,
     operators,
     seal::{self, KeyRing},
-    session::{Directory, Parts, QueueLimits, SessionLimits, Sessions},
+    session::{Company, Directory, Membership, Parts, QueueLimits, SessionLimits, Sessions},
     store::{
         SessionStore,
         sqlite::{SqliteOptions, SqliteStore},
@@ -38,6 +39,8 @@ const PROBE_EVERY: Duration = Duration::from_secs(1);
 pub struct App {
     config: Config,
     store: Arc<dyn SessionStore>,
+    bus: Arc<dyn Bus>,
+    membership: Option<Membership>,
     directory: Directory,
     server: GrpcServer,
     verifier: Arc<Verifier>,
@@ -82,9 +85,14 @@ impl App {
                 return Err(error).context("keys.ring: the self-test failed");
             }
         };
-        // Last, so that a port that listens is a core that can serve.
-        let bound = listen("listen", config.listen).and_then(|grpc| Ok((grpc, listen_operators(&config)?)));
-        let (grpc, operators) = match bound {
+        // The listeners last, so that a port that listens is a core that can serve.
+        let bound = async {
+            let bus = open_bus(&config).await?;
+            let membership = join_cores(&config, store.clone()).await?;
+            let grpc = listen("listen", config.listen)?;
+            anyhow::Ok((bus, membership, grpc, listen_operators(&config)?))
+        };
+        let (bus, membership, grpc, operators) = match bound.await {
             Ok(bound) => bound,
             Err(error) => {
                 store.close().await;
@@ -96,7 +104,7 @@ impl App {
         let (streams, leaving) = (TaskTracker::new(), CancellationToken::new());
         let directory = Directory::new(Parts {
             store: store.clone(),
-            bus: Arc::new(crate::bus::local::LocalBus::alone()),
+            bus: bus.clone(),
             models: models.clone(),
             ring: ring.clone(),
             secret,
@@ -114,7 +122,20 @@ impl App {
             leaving: leaving.clone(),
         };
         let server = GrpcServer::new(services, tls);
-        Ok(Self { config, store, directory, server, verifier, metrics, streams, leaving, grpc, operators })
+        Ok(Self {
+            config,
+            store,
+            bus,
+            membership,
+            directory,
+            server,
+            verifier,
+            metrics,
+            streams,
+            leaving,
+            grpc,
+            operators,
+        })
     }
 
     /// Where clients connect to.
@@ -136,7 +157,20 @@ impl App {
     /// # Errors
     /// When the server could not be started, or ended by itself.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { config, store, directory, server, verifier, metrics, streams, leaving, grpc, operators } = self;
+        let Self {
+            config,
+            store,
+            bus,
+            membership,
+            directory,
+            server,
+            verifier,
+            metrics,
+            streams,
+            leaving,
+            grpc,
+            operators,
+        } = self;
         let health = server.health();
         let (stop_accepting, stop) = (CancellationToken::new(), CancellationToken::new());
         // Dropping this future, rather than cancelling `shutdown`, leaves no task behind.
@@ -154,6 +188,7 @@ impl App {
         background.spawn(until(stop.clone(), async move { verifier.keep_fresh().await }));
         let probe = Probe {
             store: store.clone(),
+            bus: bus.clone(),
             health: health.clone(),
             ready: ready.clone(),
             limit: config.store.call_timeout,
@@ -166,6 +201,9 @@ impl App {
 
         tokio::select! {
             () = shutdown.cancelled() => {}
+            () = keep(membership.as_ref()) => {
+                tracing::error!("another core has taken the store over, this one leaves");
+            }
             ended = &mut serving => {
                 store.close().await;
                 ended.context("the gRPC server died")?.context("listen")?;
@@ -178,7 +216,8 @@ impl App {
         // 2. No connection is accepted any more; every stream is told `going_away`.
         // 3. Running replies may finish within the grace.
         // 4. The rest is cut as INTERRUPTED, and written.
-        // 5. Listeners and background tasks end; the store is closed.
+        // 5. The bus is closed, so that the last entries reach the other cores; then the store.
+        // 6. Listeners and background tasks end.
         let drain = &config.drain;
         let deadline = Instant::now() + drain.deadline;
         tracing::info!(sessions = metrics.sessions_live.get(), streams = metrics.subscribers.get(), "draining");
@@ -198,6 +237,10 @@ impl App {
             directory.drained().await;
             streams.close();
             streams.wait().await;
+            bus.close().await;
+            if let Some(membership) = &membership {
+                membership.leave().await;
+            }
             store.close().await;
             stop.cancel();
             background.close();
@@ -223,9 +266,19 @@ async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
     }
 }
 
-/// Looks every second: readiness is what the store says; tasks are counted.
+/// Waits until the claim on a shared store is lost.
+async fn keep(membership: Option<&Membership>) {
+    match membership {
+        Some(membership) => membership.keep().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Looks every second: readiness is what the store says, once the bus has been reached; tasks are counted. A bus that is
+/// lost later makes a core slower and not unfit: all cores would be unfit at once.
 struct Probe {
     store: Arc<dyn SessionStore>,
+    bus: Arc<dyn Bus>,
     health: Health,
     ready: operators::Ready,
     limit: Duration,
@@ -243,7 +296,11 @@ impl Probe {
             ticks.tick().await;
             let tasks = self.directory.tasks_left() + self.streams.len();
             self.metrics.tasks_live.set(tasks.try_into().unwrap_or(i64::MAX));
-            let serves = matches!(tokio::time::timeout(self.limit, self.store.ping()).await, Ok(Ok(())));
+            let bus = self.bus.liveness();
+            self.metrics.bus_connected.set(bus.connected.into());
+            self.metrics.bus_dropped.inc_by(bus.dropped.saturating_sub(self.metrics.bus_dropped.get()));
+            let stored = matches!(tokio::time::timeout(self.limit, self.store.ping()).await, Ok(Ok(())));
+            let serves = stored && bus.was_connected;
             if before != Some(serves) {
                 before = Some(serves);
                 tracing::info!(ready = serves, "readiness");
@@ -281,6 +338,24 @@ fn open_store(config: &Config) -> anyhow::Result<Arc<dyn SessionStore>> {
     options.max_bytes = (max > 0).then_some(max);
     let store = SqliteStore::open(&path, &options).with_context(|| format!("store.url: {}", path.display()))?;
     Ok(Arc::new(store))
+}
+
+async fn open_bus(config: &Config) -> anyhow::Result<Arc<dyn Bus>> {
+    if config.bus.is_local() {
+        return Ok(Arc::new(LocalBus::alone()));
+    }
+    let bus = NatsBus::connect(config.bus.nats()).await.map_err(|error| anyhow::anyhow!("bus.{error}"))?;
+    Ok(Arc::new(bus))
+}
+
+/// Several cores on one store need a common bus.
+async fn join_cores(config: &Config, store: Arc<dyn SessionStore>) -> anyhow::Result<Option<Membership>> {
+    if !store.is_shared() {
+        return Ok(None);
+    }
+    let company = if config.bus.is_local() { Company::Alone } else { Company::Together };
+    let (lapse, call) = (config.session.reply_lapse, config.store.call_timeout);
+    Ok(Some(Membership::join(store, company, lapse, call).await.context("bus.url")?))
 }
 
 fn server_tls(config: &Config) -> anyhow::Result<Option<ServerTlsConfig>> {

@@ -23,6 +23,7 @@ impl Config {
         let mut mistakes = Vec::new();
         self.check_listeners(&mut mistakes);
         self.check_store(&mut mistakes);
+        self.bus.check(self.profile.is_production(), &mut mistakes);
         self.check_keys(&mut mistakes);
         mistakes.extend(self.token.check(self.profile.is_production()));
         self.check_models(&mut mistakes);

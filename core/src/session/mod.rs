@@ -5,6 +5,7 @@
 //! knows of tonic, of SQL or of a provider's wire format.
 
 mod context;
+mod cores;
 mod directory;
 mod error;
 pub mod event;
@@ -20,6 +21,7 @@ mod sweep;
 mod tests;
 
 pub use self::{
+    cores::{Company, Membership, Refused},
     directory::{Directory, Parts, Phase, SessionLimits},
     error::SessionError,
     room::{Attach, Frame, RoomHandle, SubscriberId},

@@ -120,7 +120,8 @@ impl NatsBus {
             client: OnceLock::new(),
             prefix: options.prefix.clone(),
         });
-        let events = shared.clone();
+        // Weak: the client's task lives as long as there is a client, and tells its events to the end.
+        let events = Arc::downgrade(&shared);
         let (connect, servers) = options.client_options()?;
         let client = connect
             .custom_inbox_prefix(format!("{}.inbox", options.prefix))
@@ -133,7 +134,11 @@ impl NatsBus {
             .reconnect_delay_callback(reconnect_delay)
             .event_callback(move |event| {
                 let shared = events.clone();
-                async move { shared.event(event).await }
+                async move {
+                    if let Some(shared) = shared.upgrade() {
+                        shared.event(event).await;
+                    }
+                }
             })
             .connect(servers)
             .await

@@ -1,5 +1,7 @@
 //! Core as a whole: bound first, then run, then drained. No state is process-wide, so several fit into one process.
 
+mod peers;
+
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
@@ -9,27 +11,36 @@ use tokio::{net::TcpListener, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
+use self::peers::Peers;
 use crate::{
-    bus::{Bus, local::LocalBus, nats::NatsBus},
-    config::{Config, StoreTarget, TlsConfig},
+    bus::Bus,
+    config::{Config, DrainConfig, StoreTarget, TlsConfig},
     grpc::{FrameLimits, GrpcLimits, GrpcServer, Health, PageSizes, Services},
     keys,
     llm::registry::Models,
     metrics::Metrics,
     operators,
     seal::{self, KeyRing},
-    session::{Company, Directory, Membership, Parts, QueueLimits, SessionLimits, Sessions},
+    session::{
+        Directory, Parts, QueueLimits, SessionLimits, Sessions, register::Register, rotation::Rotation,
+        verify::Verifier as PayloadVerifier,
+    },
     store::{
         SessionStore,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
 
+pub use crate::session::verify::{Finding, Verified};
+
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
 
 /// A unary call takes at most this long, unless its client wants it sooner.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A core whose row in the register has not moved for this long is dead.
+const CORE_LAPSE: Duration = Duration::from_secs(10);
 
 /// How often the store is asked whether it serves.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
@@ -39,11 +50,11 @@ const PROBE_EVERY: Duration = Duration::from_secs(1);
 pub struct App {
     config: Config,
     store: Arc<dyn SessionStore>,
-    bus: Arc<dyn Bus>,
-    membership: Option<Membership>,
+    peers: Peers,
     directory: Directory,
     server: GrpcServer,
     verifier: Arc<Verifier>,
+    register: Register,
     metrics: Metrics,
     streams: TaskTracker,
     leaving: CancellationToken,
@@ -87,12 +98,11 @@ impl App {
         };
         // The listeners last, so that a port that listens is a core that can serve.
         let bound = async {
-            let bus = open_bus(&config).await?;
-            let membership = join_cores(&config, store.clone()).await?;
+            let peers = Box::pin(Peers::join(&config, store.clone())).await?;
             let grpc = listen("listen", config.listen)?;
-            anyhow::Ok((bus, membership, grpc, listen_operators(&config)?))
+            anyhow::Ok((peers, grpc, listen_operators(&config)?))
         };
-        let (bus, membership, grpc, operators) = match bound.await {
+        let (peers, grpc, operators) = match bound.await {
             Ok(bound) => bound,
             Err(error) => {
                 store.close().await;
@@ -104,15 +114,18 @@ impl App {
         let (streams, leaving) = (TaskTracker::new(), CancellationToken::new());
         let directory = Directory::new(Parts {
             store: store.clone(),
-            bus: bus.clone(),
+            bus: peers.bus.clone(),
             models: models.clone(),
             ring: ring.clone(),
             secret,
             limits: session_limits(&config),
             metrics: metrics.clone(),
         });
+        let call = config.store.call_timeout;
+        let register = Register::new(store.clone(), directory.boot_id(), &ring, CORE_LAPSE, call);
         let services = Services {
             sessions: Sessions::new(directory.clone()),
+            rotation: Rotation::new(store.clone(), ring.clone(), register.clone(), call),
             models,
             verifier: verifier.clone(),
             ring,
@@ -125,11 +138,11 @@ impl App {
         Ok(Self {
             config,
             store,
-            bus,
-            membership,
+            peers,
             directory,
             server,
             verifier,
+            register,
             metrics,
             streams,
             leaving,
@@ -160,11 +173,11 @@ impl App {
         let Self {
             config,
             store,
-            bus,
-            membership,
+            peers,
             directory,
             server,
             verifier,
+            register,
             metrics,
             streams,
             leaving,
@@ -185,10 +198,12 @@ impl App {
             background.spawn(serve);
         }
         background.spawn(directory.clone().run(stop.clone()));
+        let entry = register.clone();
+        background.spawn(until(stop.clone(), async move { entry.keep().await }));
         background.spawn(until(stop.clone(), async move { verifier.keep_fresh().await }));
         let probe = Probe {
             store: store.clone(),
-            bus: bus.clone(),
+            bus: peers.bus.clone(),
             health: health.clone(),
             ready: ready.clone(),
             limit: config.store.call_timeout,
@@ -201,7 +216,7 @@ impl App {
 
         tokio::select! {
             () = shutdown.cancelled() => {}
-            () = keep(membership.as_ref()) => {
+            () = peers.lost() => {
                 tracing::error!("another core has taken the store over, this one leaves");
             }
             ended = &mut serving => {
@@ -211,6 +226,57 @@ impl App {
             }
         }
 
+        let leaving = Leaving {
+            store,
+            peers,
+            directory,
+            register,
+            metrics,
+            streams,
+            leaving,
+            health,
+            ready,
+            stop_accepting,
+            stop,
+            background,
+        };
+        Box::pin(leaving.drain(&config.drain)).await;
+        Ok(())
+    }
+}
+
+/// What has to end.
+struct Leaving {
+    store: Arc<dyn SessionStore>,
+    peers: Peers,
+    directory: Directory,
+    register: Register,
+    metrics: Metrics,
+    streams: TaskTracker,
+    leaving: CancellationToken,
+    health: Health,
+    ready: operators::Ready,
+    stop_accepting: CancellationToken,
+    stop: CancellationToken,
+    background: TaskTracker,
+}
+
+impl Leaving {
+    async fn drain(self, drain: &DrainConfig) {
+        let Self {
+            store,
+            peers,
+            directory,
+            register,
+            metrics,
+            streams,
+            leaving,
+            health,
+            ready,
+            stop_accepting,
+            stop,
+            background,
+        } = self;
         // The phases of the way out. One deadline bounds them all; whoever does not make it is cut by the runtime's end.
         // 1. Readiness goes down, and load balancers get time to notice.
         // 2. No connection is accepted any more; every stream is told `going_away`.
@@ -218,7 +284,6 @@ impl App {
         // 4. The rest is cut as INTERRUPTED, and written.
         // 5. The bus is closed, so that the last entries reach the other cores; then the store.
         // 6. Listeners and background tasks end.
-        let drain = &config.drain;
         let deadline = Instant::now() + drain.deadline;
         tracing::info!(sessions = metrics.sessions_live.get(), streams = metrics.subscribers.get(), "draining");
         ready.set(false);
@@ -237,10 +302,9 @@ impl App {
             directory.drained().await;
             streams.close();
             streams.wait().await;
-            bus.close().await;
-            if let Some(membership) = &membership {
-                membership.leave().await;
-            }
+            // Its row would lapse all the same.
+            let _ = register.leave().await;
+            peers.leave().await;
             store.close().await;
             stop.cancel();
             background.close();
@@ -255,22 +319,33 @@ impl App {
                 "the drain deadline has passed, cutting the rest"
             ),
         }
-        Ok(())
     }
+}
+
+/// Reads everything that is sealed in the store of a configuration, for `keys verify`. An embedded store must not be open
+/// elsewhere.
+///
+/// # Errors
+/// When the store or the ring cannot be opened, or the store fails meanwhile; findings are none.
+pub async fn verify_payloads(
+    config: &Config,
+    progress: impl FnMut(Verified, Option<Finding>),
+) -> anyhow::Result<Verified> {
+    let ring = Arc::new(KeyRing::from_config(config.keys.primary_id().unwrap_or_default(), config.keys.pairs())?);
+    let store = open_store(config)?;
+    let verified = async {
+        seal::self_test(&ring, &*store).await.context("keys.ring: the self-test failed")?;
+        Ok(PayloadVerifier::new(store.clone(), ring, config.store.call_timeout).run(progress).await?)
+    };
+    let verified = verified.await;
+    store.close().await;
+    verified
 }
 
 async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
     tokio::select! {
         () = stop.cancelled() => {}
         () = work => {}
-    }
-}
-
-/// Waits until the claim on a shared store is lost.
-async fn keep(membership: Option<&Membership>) {
-    match membership {
-        Some(membership) => membership.keep().await,
-        None => std::future::pending().await,
     }
 }
 
@@ -338,24 +413,6 @@ fn open_store(config: &Config) -> anyhow::Result<Arc<dyn SessionStore>> {
     options.max_bytes = (max > 0).then_some(max);
     let store = SqliteStore::open(&path, &options).with_context(|| format!("store.url: {}", path.display()))?;
     Ok(Arc::new(store))
-}
-
-async fn open_bus(config: &Config) -> anyhow::Result<Arc<dyn Bus>> {
-    if config.bus.is_local() {
-        return Ok(Arc::new(LocalBus::alone()));
-    }
-    let bus = NatsBus::connect(config.bus.nats()).await.map_err(|error| anyhow::anyhow!("bus.{error}"))?;
-    Ok(Arc::new(bus))
-}
-
-/// Several cores on one store need a common bus.
-async fn join_cores(config: &Config, store: Arc<dyn SessionStore>) -> anyhow::Result<Option<Membership>> {
-    if !store.is_shared() {
-        return Ok(None);
-    }
-    let company = if config.bus.is_local() { Company::Alone } else { Company::Together };
-    let (lapse, call) = (config.session.reply_lapse, config.store.call_timeout);
-    Ok(Some(Membership::join(store, company, lapse, call).await.context("bus.url")?))
 }
 
 fn server_tls(config: &Config) -> anyhow::Result<Option<ServerTlsConfig>> {

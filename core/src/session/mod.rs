@@ -12,13 +12,16 @@ pub mod event;
 mod history;
 mod link;
 mod log;
+pub mod register;
 mod reply;
 mod room;
+pub mod rotation;
 mod sessions;
 mod subscriber;
 mod sweep;
 #[cfg(test)]
 mod tests;
+pub mod verify;
 
 pub use self::{
     cores::{Company, Membership, Refused},

@@ -5,6 +5,7 @@
 mod attach;
 mod flight;
 mod live;
+mod marks;
 mod peers;
 mod remote;
 mod write;
@@ -21,6 +22,7 @@ pub use self::attach::{Attach, SubscriberId};
 use self::{
     attach::Subscribers,
     live::{LiveReply, Renewal},
+    marks::{Marks, store_marks},
     peers::Peers,
     remote::{Look, RemoteReply, Stopping},
     write::{Op, Origin, Write, Writes},
@@ -142,9 +144,6 @@ impl RoomHandle {
     }
 }
 
-/// Read marks on their way to the store; resolves to those that could not be stored.
-type Marks = Pin<Box<dyn Future<Output = BTreeMap<String, Seq>> + Send>>;
-
 /// What a room begins with.
 pub(super) struct Opening {
     pub(super) log: SessionLog,
@@ -234,6 +233,8 @@ impl Room {
         // `phase` may have changed before this room existed.
         self.phase.mark_changed();
         self.publish_presence(true);
+        let alarm = tokio::time::sleep_until(self.next_deadline());
+        tokio::pin!(alarm);
         loop {
             self.note_emptiness();
             self.follow(false);
@@ -245,7 +246,12 @@ impl Room {
             self.start_look();
             self.settle_half_closed();
             self.start_marks();
+            // Setting a timer costs more than passing on a delta: one that rings too early is harmless, so it is only moved
+            // when it would ring too late.
             let deadline = self.next_deadline();
+            if deadline < alarm.deadline() || alarm.is_elapsed() {
+                alarm.as_mut().reset(deadline);
+            }
             let paused = self.writes.ends_session();
             tokio::select! {
                 biased;
@@ -262,7 +268,7 @@ impl Room {
                 },
                 unmarked = poll(&mut self.marks) => self.marked(unmarked),
                 changed = self.phase.changed(), if !self.gone => self.phase_changed(changed.is_err()),
-                () = tokio::time::sleep_until(deadline) => self.tick(),
+                () = &mut alarm => self.tick(),
             }
         }
         if let Some(marks) = self.marks.take() {
@@ -439,35 +445,6 @@ impl Room {
         }
         self.sweep_subscribers();
     }
-
-    /// Read marks may lose a second: they are written one batch at a time, however often somebody scrolls.
-    fn start_marks(&mut self) {
-        let due = self.marked_at.is_none_or(|at| at.elapsed() >= TICK);
-        if self.marks.is_none() && due && !self.dirty_marks.is_empty() {
-            let marks = std::mem::take(&mut self.dirty_marks);
-            self.marks = Some(Box::pin(store_marks(self.log.clone(), marks)));
-            self.marked_at = Some(Instant::now());
-        }
-    }
-
-    /// What could not be stored is tried again, unless somebody has read further meanwhile.
-    fn marked(&mut self, unmarked: BTreeMap<String, Seq>) {
-        for (user_id, seq) in unmarked {
-            self.dirty_marks.entry(user_id).or_insert(seq);
-        }
-    }
-}
-
-/// Stores read marks; returns those that could not be.
-async fn store_marks(log: SessionLog, marks: BTreeMap<String, Seq>) -> BTreeMap<String, Seq> {
-    let mut unmarked = BTreeMap::new();
-    for (user_id, seq) in marks {
-        if let Err(error) = log.call(log.store.mark_read(log.id, &user_id, seq)).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, session.id = %log.id, "a read mark was not stored");
-            unmarked.insert(user_id, seq);
-        }
-    }
-    unmarked
 }
 
 fn too_many_writes() -> Failure {

@@ -22,13 +22,13 @@ struct Seen {
 
 impl Seen {
     fn take(&mut self, event: &Event) {
-        let (offset, next, text) = match event {
-            Event::ReplySnapshot(snapshot) => (snapshot.offset, snapshot.next_offset, &snapshot.text),
-            Event::ReplyDelta(delta) => {
-                assert_eq!(delta.offset as usize, self.text.len(), "a delta goes on where the text ends");
-                (delta.offset, delta.next_offset, &delta.text)
-            }
-            _ => return,
+        let (offset, next, text) = if let Event::ReplySnapshot(snapshot) = event {
+            (snapshot.offset, snapshot.next_offset, &snapshot.text)
+        } else if let Event::ReplyDelta(delta) = event {
+            assert_eq!(delta.offset as usize, self.text.len(), "a delta goes on where the text ends");
+            (delta.offset, delta.next_offset, &delta.text)
+        } else {
+            return;
         };
         self.text.truncate(offset as usize);
         self.text.push_str(text);
@@ -241,9 +241,9 @@ async fn who_is_here_and_who_is_typing_is_known_in_every_core_and_lapses() {
     assert!(began.elapsed() <= Duration::from_secs(11), "{:?}", began.elapsed());
     first.send("m1", "hello").await;
     second.post("", Frame::Read(1)).await;
-    let read = |event| match event {
-        Event::Presence(presence) => presence.participants.iter().any(|p| p.online && p.read_seq == 1).then_some(()),
-        _ => None,
+    let read = |event| {
+        let Event::Presence(presence) = event else { return None };
+        presence.participants.iter().any(|p| p.online && p.read_seq == 1).then_some(())
     };
     first.until(read).await;
     one.leave().await;
@@ -254,7 +254,7 @@ async fn who_is_here_and_who_is_typing_is_known_in_every_core_and_lapses() {
 async fn a_dead_cores_reply_is_interrupted_with_its_checkpoint_and_what_waits_is_answered_in_time() {
     let cluster = Cluster::new();
     let (one, two) = (cluster.core().await, cluster.core().await);
-    let (mut first, mut second, id) = both(&one, &two).await;
+    let (first, mut second, id) = both(&one, &two).await;
     first.post("", first.message("m1", "one")).await;
     let turn = one.core.turn().await;
     turn.say("as far as it came").await;
@@ -317,15 +317,13 @@ async fn a_core_that_was_stopped_and_comes_back_adds_nothing() {
     one.go_on();
     let mut entries = 0;
     let finished = loop {
-        match first.event().await {
-            Event::ReplyDelta(delta) => panic!("{delta:?} after the lease lapsed"),
-            Event::Entry(entry) => {
-                entries += 1;
-                if let Some(v1::entry::Kind::ReplyFinished(finished)) = entry.kind {
-                    break finished;
-                }
+        let event = first.event().await;
+        assert!(!matches!(event, Event::ReplyDelta(_)), "{event:?} after the lease lapsed");
+        if let Event::Entry(entry) = event {
+            entries += 1;
+            if let Some(v1::entry::Kind::ReplyFinished(finished)) = entry.kind {
+                break finished;
             }
-            _ => {}
         }
     };
     assert_eq!(entries, 1, "one terminal entry");

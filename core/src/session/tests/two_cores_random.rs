@@ -26,31 +26,26 @@ struct Record {
 
 impl Record {
     fn take(&mut self, event: Event) {
-        match event {
-            Event::Entry(entry) => {
-                assert_eq!(entry.seq, self.head + 1, "entries come in order, each once");
-                self.head = entry.seq;
-                if let Some(v1::entry::Kind::ReplyFinished(finished)) = &entry.kind {
-                    let shown = self.running.take().filter(|(id, _)| *id == finished.message_id);
-                    if let Some((_, shown)) = shown {
-                        let streamed = finished.text.starts_with(&shown) || shown.starts_with(&finished.text);
-                        assert!(streamed, "{shown:?} was shown of {:?}", finished.text);
-                    }
+        if let Event::Entry(entry) = event {
+            assert_eq!(entry.seq, self.head + 1, "entries come in order, each once");
+            self.head = entry.seq;
+            if let Some(v1::entry::Kind::ReplyFinished(finished)) = &entry.kind {
+                let shown = self.running.take().filter(|(id, _)| *id == finished.message_id);
+                if let Some((_, shown)) = shown {
+                    let streamed = finished.text.starts_with(&shown) || shown.starts_with(&finished.text);
+                    assert!(streamed, "{shown:?} was shown of {:?}", finished.text);
                 }
-                self.entries.insert(entry.seq, entry);
             }
-            Event::ReplySnapshot(snapshot) => {
-                assert_eq!(snapshot.offset, 0);
-                self.running = Some((snapshot.message_id, snapshot.text));
-            }
-            Event::ReplyDelta(delta) => {
-                let known = self.running.take().filter(|(id, _)| *id == delta.message_id);
-                let (id, mut text) = known.unwrap_or((delta.message_id, String::new()));
-                assert_eq!(delta.offset as usize, text.len(), "a delta goes on where the text ends");
-                text.push_str(&delta.text);
-                self.running = Some((id, text));
-            }
-            _ => {}
+            self.entries.insert(entry.seq, entry);
+        } else if let Event::ReplySnapshot(snapshot) = event {
+            assert_eq!(snapshot.offset, 0);
+            self.running = Some((snapshot.message_id, snapshot.text));
+        } else if let Event::ReplyDelta(delta) = event {
+            let known = self.running.take().filter(|(id, _)| *id == delta.message_id);
+            let (id, mut text) = known.unwrap_or((delta.message_id, String::new()));
+            assert_eq!(delta.offset as usize, text.len(), "a delta goes on where the text ends");
+            text.push_str(&delta.text);
+            self.running = Some((id, text));
         }
     }
 

@@ -14,6 +14,8 @@ mod headers;
 mod identity;
 mod lifecycle;
 mod model_page;
+mod mongo;
+mod mongo_faults;
 mod ownership;
 mod processes;
 mod provider_faults;

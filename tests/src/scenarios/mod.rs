@@ -28,4 +28,5 @@ mod resume_slow;
 mod samples;
 mod tls;
 mod transcript;
+mod two_cores;
 mod websocket_cases;

@@ -12,6 +12,8 @@ pub(super) const LOG: &str = "log";
 pub(super) const REPLIES: &str = "replies";
 /// Small values of the installation.
 pub(super) const VALUES: &str = "installation";
+/// Written to by those who read.
+pub(super) const BARRIERS: &str = "barriers";
 /// Holds the version.
 const SCHEMA: &str = "schema";
 

@@ -138,6 +138,7 @@ impl WriterTask {
             answered = group.len();
             self.write(group).await;
         }
+        self.companions.close();
     }
 
     /// Takes all that is ready. Callers that the last group answered are about to bring their next append: when there were

@@ -18,7 +18,7 @@ use crate::{
         time::Timestamp,
     },
     session::room::Command,
-    store::{Append, Appended, BootId, ReplyRow, SessionStore as _},
+    store::{Append, Appended, BootId, ReplyRow},
 };
 
 /// A session whose log says that a reply runs, as a core leaves it that dies there; with a row of that core, or without.

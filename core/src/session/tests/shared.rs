@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use super::fixture::{Core, Place};
 use crate::{
-    bus::{Bus, BusError, Liveness, Subscription, local::LocalBus},
+    bus::{Bus, BusError, Delivery, Liveness, Subscription, local::LocalBus},
     domain::entry::Seq,
     store::{
         Append, AppendId, Appended, BootId, Created, Derived, Header, KeyedHash, LogDocument, MessageKey, NewSession,
@@ -89,6 +89,16 @@ impl Seat {
     /// Cut from the bus; the store is there.
     pub(super) fn unplug(&self) {
         self.bus.silent.store(true, Ordering::Relaxed);
+    }
+
+    /// So much of what it publishes next is lost.
+    pub(super) fn lose(&self, count: u32) {
+        self.bus.lose.store(count, Ordering::Relaxed);
+    }
+
+    /// Its rooms are told that they may have missed something.
+    pub(super) fn mark_loss(&self) {
+        self.bus.marks.send_replace(());
     }
 
     /// Cut from the bus, and told so.
@@ -196,12 +206,23 @@ pub(super) struct Lossy {
     silent: Arc<AtomicBool>,
     /// It is silent and knows it.
     cut_off: AtomicBool,
+    /// So much of what is published next is lost.
+    lose: AtomicU32,
+    /// Changes when subscriptions are told that they may have missed something.
+    marks: watch::Sender<()>,
 }
 
 impl Lossy {
     fn new(inner: LocalBus, seed: u64, losses: Losses) -> Self {
-        let random = Mutex::new(SmallRng::seed_from_u64(seed));
-        Self { inner: Arc::new(inner), losses, random, silent: Arc::default(), cut_off: AtomicBool::new(false) }
+        Self {
+            inner: Arc::new(inner),
+            losses,
+            random: Mutex::new(SmallRng::seed_from_u64(seed)),
+            silent: Arc::default(),
+            cut_off: AtomicBool::new(false),
+            lose: AtomicU32::new(0),
+            marks: watch::Sender::new(()),
+        }
     }
 
     fn happens(&self, percent: u32) -> bool {
@@ -216,7 +237,8 @@ impl Lossy {
 #[async_trait]
 impl Bus for Lossy {
     fn publish(&self, topic: &str, payload: Bytes) {
-        if self.is_silent() || self.happens(self.losses.lost) {
+        let lose = self.lose.try_update(Ordering::Relaxed, Ordering::Relaxed, |lose| lose.checked_sub(1)).is_ok();
+        if lose || self.is_silent() || self.happens(self.losses.lost) {
             return;
         }
         if self.happens(self.losses.doubled) {
@@ -237,12 +259,18 @@ impl Bus for Lossy {
     }
 
     async fn subscribe(&self, topic: &str) -> Subscription {
-        let (subscription, silent) = (self.inner.subscribe(topic).await, self.silent.clone());
-        let heard = futures_util::stream::unfold((subscription, silent), |(mut subscription, silent)| async move {
+        let heard = (self.inner.subscribe(topic).await, self.silent.clone(), self.marks.subscribe());
+        let heard = futures_util::stream::unfold(heard, |(mut subscription, silent, mut marks)| async move {
             loop {
-                let delivery = subscription.next().await?;
+                let delivery = tokio::select! {
+                    delivery = subscription.next() => delivery?,
+                    marked = marks.changed() => {
+                        marked.ok()?;
+                        return Some((Delivery::Lost, (subscription, silent, marks)));
+                    }
+                };
                 if !silent.load(Ordering::Relaxed) {
-                    return Some((delivery, (subscription, silent)));
+                    return Some((delivery, (subscription, silent, marks)));
                 }
             }
         });

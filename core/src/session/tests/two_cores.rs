@@ -148,6 +148,48 @@ async fn entries_whose_hints_are_lost_without_a_word_come_with_the_comparison_of
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_piece_that_was_lost_is_asked_for_when_the_next_one_shows_the_gap() {
+    let cluster = Cluster::new();
+    let (one, two) = (cluster.core().await, cluster.core().await);
+    let (mut first, mut second, _) = both(&one, &two).await;
+    first.post("", first.message("m1", "hello")).await;
+    let turn = one.core.turn().await;
+    let (mut here, mut there) = (Seen::default(), Seen::default());
+    turn.say("a").await;
+    here.until(&mut first, "a").await;
+    there.until(&mut second, "a").await;
+    one.lose(1);
+    turn.say("b").await;
+    here.until(&mut first, "ab").await;
+    let began = Instant::now();
+    turn.say("c").await;
+    there.until(&mut second, "abc").await;
+    assert!(began.elapsed() < Duration::from_millis(1_500), "{:?}", began.elapsed());
+    turn.finish().await;
+    second.finished().await;
+    one.leave().await;
+    two.leave().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mark_of_loss_has_heads_compared_at_once() {
+    let cluster = Cluster::new();
+    let (one, two) = (cluster.core().await, cluster.core().await);
+    let (mut first, mut second, _) = both(&one, &two).await;
+    // Past the comparison that every core begins with.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    one.lose(1);
+    first.post("", first.message("m1", "hello")).await;
+    let here = entries(&mut first, 2).await;
+    let began = Instant::now();
+    two.mark_loss();
+    assert_eq!(here, entries(&mut second, 2).await);
+    assert!(began.elapsed() < Duration::from_millis(500), "{:?}", began.elapsed());
+    one.leave().await;
+    two.leave().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stop_through_another_core_ends_the_reply_with_all_of_its_text() {
     let cluster = Cluster::new();
     let (one, two) = (cluster.core().await, cluster.core().await);

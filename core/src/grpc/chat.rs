@@ -284,3 +284,6 @@ async fn room_closed(open: Option<&OpenSession>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@ use chatbox_proto::{
 use futures_util::{Stream, StreamExt as _};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
+use tracing::Instrument as _;
 
 use super::{
     auth::{self, Authenticator},
@@ -92,11 +93,12 @@ impl ChatCore for CoreService {
         let gauge = self.metrics.subscribers.clone();
         let frames = request.into_inner();
         // A task of its own: frames are taken while events wait for the transport, and the other way round.
-        self.tasks.spawn(async move {
+        let task = async move {
             gauge.inc();
             let _left = (Left(gauge), permit);
             connection.run(frames).await;
-        });
+        };
+        self.tasks.spawn(task.in_current_span());
         Ok(Response::new(Box::pin(events.map(|event| event.map_err(Status::from)))))
     }
 

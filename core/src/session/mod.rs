@@ -15,7 +15,7 @@ mod room;
 mod sessions;
 mod subscriber;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use self::{
     directory::{Directory, Parts, Phase, SessionLimits},

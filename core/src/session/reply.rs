@@ -70,7 +70,7 @@ impl ReplyJob {
         let mut history = HistoryReader::new(&self.log);
         let mut before = self.started_seq;
         'collect: loop {
-            let page = history.before(before, PAGE).await?;
+            let page = history.before(before, 0, PAGE).await?;
             let Some(oldest) = page.last().map(|message| message.seq) else { break };
             before = oldest;
             for message in page {

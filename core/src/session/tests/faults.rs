@@ -35,21 +35,30 @@ struct Plan {
 
 /// What is going to go wrong.
 #[derive(Debug, Default)]
-pub(super) struct Faults(Mutex<HashMap<&'static str, Plan>>);
+pub(super) struct Faults {
+    plans: Mutex<HashMap<&'static str, Plan>>,
+    /// How many entries each read backwards asked for.
+    read_before: Mutex<Vec<u32>>,
+}
 
 impl Faults {
     /// Of the calls of this method from now on the first `skip` pass, then so many go wrong.
     pub(super) fn plan(&self, method: &'static str, skip: u32, times: u32, fault: Fault) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(method, Plan { skip, times, fault });
+        self.plans.lock().unwrap_or_else(PoisonError::into_inner).insert(method, Plan { skip, times, fault });
     }
 
     /// Everything works again.
     pub(super) fn clear(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.plans.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// How many entries each read backwards has asked for since the last time.
+    pub(super) fn take_read_before(&self) -> Vec<u32> {
+        std::mem::take(&mut self.read_before.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn next(&self, method: &str) -> Option<Fault> {
-        let mut plans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let plan = plans.get_mut(method)?;
         if plan.skip > 0 {
             plan.skip -= 1;
@@ -106,6 +115,10 @@ macro_rules! pass {
             fn is_shared(&self) -> bool {
                 self.inner.is_shared()
             }
+            async fn read_before(&self, id: SessionId, before: u64, limit: u32) -> Result<Vec<LogDocument>, StoreError> {
+                self.faults.read_before.lock().unwrap_or_else(PoisonError::into_inner).push(limit);
+                self.faults.run("read_before", self.inner.read_before(id, before, limit)).await
+            }
             async fn close(&self) {
                 still(self.inner.close()).await;
             }
@@ -127,7 +140,6 @@ pass! {
     head(session_id: SessionId) -> u64;
     heads(sessions: &[SessionId]) -> Vec<(SessionId, u64)>;
     read_after(session_id: SessionId, after: u64, limit: u32) -> Vec<LogDocument>;
-    read_before(session_id: SessionId, before: u64, limit: u32) -> Vec<LogDocument>;
     replace_derived(session_id: SessionId, expected: u64, derived: Derived) -> bool;
     unfinished_sessions(after: Option<SessionId>, limit: u32) -> Vec<SessionId>;
     reply_row(session_id: SessionId) -> Option<ReplyRow>;

@@ -8,16 +8,13 @@ use chatbox_proto::{
 use futures_util::StreamExt as _;
 
 use super::{
-    faults::{Fault, faulty},
+    faults::faulty,
     fixture::{Client, Core},
 };
-use crate::{
-    session::{
-        Frame,
-        history::{Bounds, HistoryReader},
-        log::SessionLog,
-    },
-    store::StoreErrorKind,
+use crate::session::{
+    Frame,
+    history::{Bounds, HistoryReader},
+    log::SessionLog,
 };
 
 fn session_id(opened: &v1::chat_response::Opened) -> SessionId {
@@ -287,10 +284,12 @@ async fn what_lies_at_and_below_the_floor_is_not_read() {
     let (core, faults) = faulty().await;
     let (_client, id) = with_messages(&core, 10).await;
     let all = core.history("alice", id).await;
-    // One read is enough for what lies above it: a second one would fail.
-    faults.plan("read_before", 1, u32::MAX, Fault::Fail(StoreErrorKind::Unavailable));
     let floor = all[17].seq;
+    let head = all[19].reply.as_ref().unwrap().finished_seq;
+    faults.take_read_before();
     let page = core.sessions.messages_before("alice", id, None, floor, 50).await.unwrap();
     assert_eq!((page.messages, page.next), (all[18..].to_vec(), None));
+    // One read, of what lies between.
+    assert_eq!(faults.take_read_before(), [u32::try_from(head - floor).unwrap()]);
     core.stop().await;
 }

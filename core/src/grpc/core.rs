@@ -11,7 +11,6 @@ use chatbox_proto::{
 use futures_util::{Stream, StreamExt as _};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
-use tracing::Instrument as _;
 
 use super::{
     auth::{self, Authenticator},
@@ -93,12 +92,11 @@ impl ChatCore for CoreService {
         let gauge = self.metrics.subscribers.clone();
         let frames = request.into_inner();
         // A task of its own: frames are taken while events wait for the transport, and the other way round.
-        let task = async move {
+        self.tasks.spawn(async move {
             gauge.inc();
             let _left = (Left(gauge), permit);
             connection.run(frames).await;
-        };
-        self.tasks.spawn(task.in_current_span());
+        });
         Ok(Response::new(Box::pin(events.map(|event| event.map_err(Status::from)))))
     }
 

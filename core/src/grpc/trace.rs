@@ -29,10 +29,32 @@ fn trace_id(headers: &HeaderMap) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use super::*;
 
     fn id_in(value: &str) -> Option<String> {
         trace_id(&HeaderMap::from_iter([("traceparent".parse().unwrap(), value.parse().unwrap())])).map(str::to_owned)
+    }
+
+    #[test]
+    fn what_is_logged_during_a_call_names_its_method_and_its_trace() {
+        let id = "4bf92f3577b34da6a3ce929d0e0e4736";
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(lines.clone()).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            let context = format!("00-{id}-00f067aa0ba902b7-01").parse().unwrap();
+            for headers in [HeaderMap::from_iter([("traceparent".parse().unwrap(), context)]), HeaderMap::new()] {
+                span("/a.B/C", &headers).in_scope(|| tracing::info!("at work"));
+            }
+        });
+        let text = String::from_utf8(lines.lock().unwrap().clone()).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(
+            lines.len() == 2 && lines.iter().all(|line| line.contains("/a.B/C") && line.contains("at work")),
+            "{text}"
+        );
+        assert!(lines[0].contains(id) && !lines[1].contains("trace.id"), "{text}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod generation_stop;
 mod generation_text;
 mod headers;
 mod identity;
+mod keys;
 mod lifecycle;
 mod long_replies;
 mod model_page;

@@ -10,7 +10,7 @@ use chatbox_proto::ids::{MessageId, SessionId};
 use super::fixture::Core;
 use crate::store::{
     Append, AppendId, Appended, BootId, Created, Derived, Header, KeyedHash, LogDocument, MessageKey, NewSession,
-    ReplyRow, SessionQuery, SessionStore, StoreError, StoreErrorKind,
+    ReplyLease, ReplyRow, SessionQuery, SessionStore, StoreError, StoreErrorKind,
 };
 
 /// What becomes of a call.
@@ -141,7 +141,11 @@ pass! {
     heads(sessions: &[SessionId]) -> Vec<(SessionId, u64)>;
     read_after(session_id: SessionId, after: u64, limit: u32) -> Vec<LogDocument>;
     replace_derived(session_id: SessionId, expected: u64, derived: Derived) -> bool;
-    unfinished_sessions(after: Option<SessionId>, limit: u32) -> Vec<SessionId>;
+    unfinished_sessions(after: Option<SessionId>, limit: u32) -> Vec<(SessionId, u64)>;
+    reply_rows(after: Option<MessageId>, limit: u32) -> Vec<ReplyLease>;
+    replace_wrapped_key(session_id: SessionId, expected: Vec<u8>, new: Vec<u8>) -> bool;
+    wrapped_keys(after: Option<SessionId>, limit: u32) -> Vec<(SessionId, Vec<u8>)>;
+    replace_installation_value(name: &str, expected: Vec<u8>, new: Vec<u8>) -> bool;
     reply_row(session_id: SessionId) -> Option<ReplyRow>;
     renew_reply(message_id: MessageId, boot_id: BootId, expected: u64, checkpoint: Vec<u8>) -> bool;
     mark_read(session_id: SessionId, user_id: &str, seq: u64) -> ();

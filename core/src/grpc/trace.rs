@@ -29,7 +29,7 @@ fn trace_id(headers: &HeaderMap) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
 
     use super::*;
 
@@ -40,15 +40,16 @@ mod tests {
     #[test]
     fn what_is_logged_during_a_call_names_its_method_and_its_trace() {
         let id = "4bf92f3577b34da6a3ce929d0e0e4736";
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(lines.clone()).finish();
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let writer = Arc::new(log.reopen().unwrap());
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish();
         tracing::subscriber::with_default(subscriber, || {
             let context = format!("00-{id}-00f067aa0ba902b7-01").parse().unwrap();
             for headers in [HeaderMap::from_iter([("traceparent".parse().unwrap(), context)]), HeaderMap::new()] {
                 span("/a.B/C", &headers).in_scope(|| tracing::info!("at work"));
             }
         });
-        let text = String::from_utf8(lines.lock().unwrap().clone()).unwrap();
+        let text = std::fs::read_to_string(log.path()).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         assert!(
             lines.len() == 2 && lines.iter().all(|line| line.contains("/a.B/C") && line.contains("at work")),

@@ -258,7 +258,7 @@ fn check_provider(name: &str, provider: &ProviderConfig, used: bool, production:
         mistakes.push(format!("{}: must be from 0 to 5", name("retries")));
     }
     within(&name("event_bytes"), provider.event_bytes, ByteSize::kib(16), ByteSize::mib(16), mistakes);
-    within(&name("reply_bytes"), provider.reply_bytes, ByteSize::kib(16), ByteSize::mib(4), mistakes);
+    within(&name("reply_bytes"), provider.reply_bytes, ByteSize::kib(16), ByteSize::mib(3), mistakes);
 }
 
 const MINUTE: Duration = Duration::from_secs(60);

@@ -10,11 +10,11 @@ mod server;
 mod session;
 mod storage;
 
-use std::{collections::BTreeMap, io, net::SocketAddr, path::Path};
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use chatbox_proto::{
-    settings::{self, Mistakes, Profile, Vars},
-    token::{Secret, TokenConfig},
+    settings::{self, Mistakes, Profile, ReadFile, Vars},
+    token::TokenConfig,
 };
 use serde::{Deserialize, Serialize};
 
@@ -83,9 +83,6 @@ impl Default for Config {
     }
 }
 
-/// Reads a file that a setting names. `main` passes `std::fs::read_to_string`.
-pub type ReadFile<'a> = &'a dyn Fn(&Path) -> io::Result<String>;
-
 impl Config {
     /// Defaults, laid over by the TOML text, laid over by the variables; then the secrets that are in files.
     ///
@@ -112,25 +109,13 @@ impl Config {
 
     fn read_secrets(&mut self, read_file: ReadFile<'_>) -> Vec<String> {
         let mut mistakes = Vec::new();
-        let mut read = |name: String, secret: &mut Secret, file: &str| {
-            if file.is_empty() {
-                return;
-            }
-            if !secret.is_empty() {
-                mistakes.push(format!("{name}, {name}_file: set only one of them"));
-                return;
-            }
-            match read_file(Path::new(file)) {
-                // Editors end a file with a line feed; no secret does.
-                Ok(text) => *secret = Secret::new(text.trim_end_matches(['\r', '\n'])),
-                Err(error) => mistakes.push(format!("{name}_file: cannot be read: {}", error.kind())),
-            }
-        };
+        mistakes.extend(self.token.read_secret(read_file).err());
         for (index, key) in self.keys.ring.iter_mut().enumerate() {
-            read(format!("keys.ring[{index}].key"), &mut key.key, &key.key_file);
+            mistakes.extend(key.key.read_from(&format!("keys.ring[{index}].key"), &key.key_file, read_file).err());
         }
         for (name, provider) in &mut self.providers {
-            read(format!("providers.{name}.api_key"), &mut provider.api_key, &provider.api_key_file);
+            let name = format!("providers.{name}.api_key");
+            mistakes.extend(provider.api_key.read_from(&name, &provider.api_key_file, read_file).err());
         }
         mistakes
     }

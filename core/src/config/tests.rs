@@ -1,5 +1,7 @@
 use serde_json::Value;
 
+use std::{io, path::Path};
+
 use super::*;
 
 /// 32 bytes that look random.
@@ -181,6 +183,9 @@ fn secrets_come_from_files_too_and_lose_only_their_line_end() {
         Some("sk-7LrT2vWc8KdF5hJn") => Ok("sk-from-file-4EuM8Kd\r\n".to_owned()),
         _ => Err(io::ErrorKind::NotFound.into()),
     };
+    let from_file = vars(&[("CHATBOX_TOKEN_SECRET_FILE", "/run/k1")]);
+    let both = Config::load(Some(&file), &from_file, &read).expect_err("two secrets").0;
+    assert_eq!(both, ["token.secret, token.secret_file: set only one of them"]);
     let config = Config::load(Some(&file), &Vars::new(), &read).expect("files");
     assert_eq!(config.keys.pairs().collect::<Vec<_>>(), [("k1", KEY)]);
     assert_eq!(config.providers["openai"].api_key.expose(), "sk-from-file-4EuM8Kd");

@@ -11,6 +11,7 @@ mod details;
 mod limits;
 mod page;
 mod server;
+mod trace;
 
 pub use self::{
     core::FrameLimits,

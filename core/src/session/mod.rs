@@ -17,7 +17,7 @@ pub mod rotation;
 mod sessions;
 mod subscriber;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod verify;
 
 pub use self::{

@@ -159,16 +159,32 @@ fn is_loopback(url: &http::Uri) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use chatbox_proto::settings::Vars;
+    use chatbox_proto::settings::{Mistakes, Vars};
 
     use super::*;
 
     const GOOD: &str = "origins = [\"https://app.test\"]\n[token]\nsecret = \"9pYb3mQx7LrT2vWc8KdF5hJnZsGa4EuM\"\n";
 
+    fn load(file: Option<&str>, vars: &Vars) -> Result<Config, Mistakes> {
+        Config::load(file, vars, &|path| match path.to_str() {
+            Some("/run/secret") => Ok("kT4vLq0sXe7RbW2nHc9YfJ6uPzA1dMgQ\n".to_owned()), // gitleaks:allow: made up
+            _ => Err(std::io::ErrorKind::NotFound.into()),
+        })
+    }
+
+    #[test]
+    fn the_secret_comes_from_a_file_too() {
+        let file = |path: &str| format!("origins = [\"https://app.test\"]\ntoken.secret_file = \"{path}\"\n");
+        let config = load(Some(&file("/run/secret")), &Vars::new()).unwrap();
+        assert_eq!(config.token.secret.expose().len(), 32);
+        let mistakes = load(Some(&file("/run/nothing")), &Vars::new()).unwrap_err().0;
+        assert_eq!(mistakes[0], "token.secret_file: cannot be read: entity not found");
+    }
+
     #[test]
     fn the_defaults_need_only_a_secret_and_the_origins() {
-        Config::load(Some(GOOD), &Vars::new()).unwrap();
-        let mistakes = Config::load(None, &Vars::new()).unwrap_err().0;
+        load(Some(GOOD), &Vars::new()).unwrap();
+        let mistakes = load(None, &Vars::new()).unwrap_err().0;
         assert_eq!(mistakes.len(), 2, "{mistakes:?}");
     }
 
@@ -214,7 +230,7 @@ mod tests {
             ("MISSPELT", "1"),
         ] {
             let vars = Vars::from([(format!("CHATBOX_EDGE_{name}"), value.to_owned())]);
-            let mistakes = Config::load(Some(GOOD), &vars).expect_err(name).0;
+            let mistakes = load(Some(GOOD), &vars).expect_err(name).0;
             assert_eq!(mistakes.len(), 1, "{name}={value}: {mistakes:?}");
             let setting = name.to_lowercase();
             let named = mistakes[0].to_lowercase().replace('.', "_");
@@ -224,7 +240,7 @@ mod tests {
 
     #[test]
     fn printed_values_hide_the_secret_and_can_be_read() {
-        let config = Config::load(Some(GOOD), &Vars::new()).unwrap();
+        let config = load(Some(GOOD), &Vars::new()).unwrap();
         let text = chatbox_proto::settings::print(&config);
         assert!(!text.contains("9pYb3mQx7"), "{text}");
         assert!(text.contains("frame_bytes = \"64KiB\""), "{text}");

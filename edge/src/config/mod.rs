@@ -5,7 +5,7 @@ mod check;
 use std::{net::SocketAddr, time::Duration};
 
 use chatbox_proto::{
-    settings::{self, ByteSize, Mistakes, Profile, Vars},
+    settings::{self, ByteSize, Mistakes, Profile, ReadFile, Vars},
     token::TokenConfig,
 };
 use serde::{Deserialize, Serialize};
@@ -271,13 +271,15 @@ pub enum LogFormat {
 }
 
 impl Config {
-    /// Defaults, laid over by the TOML text, laid over by the variables.
+    /// Defaults, laid over by the TOML text, laid over by the variables; then the secret that is in a file.
     ///
     /// # Errors
     /// Everything that is wrong, at once.
-    pub fn load(file: Option<&str>, vars: &Vars) -> Result<Self, Mistakes> {
-        let config: Self = settings::load(file, ROLE, vars)?;
-        Mistakes(config.check()).into_result()?;
+    pub fn load(file: Option<&str>, vars: &Vars, read_file: ReadFile<'_>) -> Result<Self, Mistakes> {
+        let mut config: Self = settings::load(file, ROLE, vars)?;
+        let mut mistakes: Vec<String> = config.token.read_secret(read_file).err().into_iter().collect();
+        mistakes.extend(config.check());
+        Mistakes(mistakes).into_result()?;
         Ok(config)
     }
 }

@@ -208,3 +208,18 @@ async fn pages_of_messages_cover_everything_once_in_both_directions() {
     }
     core.stop().await;
 }
+
+#[tokio::test]
+async fn a_session_has_64_streams_and_the_next_is_refused_until_one_leaves() {
+    let core = Core::start().await;
+    let mut clients = Vec::new();
+    for _ in 0..64 {
+        clients.push(core.open("alice").await);
+    }
+    let Err(failure) = core.resume("alice", None, None, None).await else { panic!("a 65th stream was attached") };
+    assert_eq!((failure.code, failure.reason.as_ref()), (ErrorCode::ResourceExhausted, "TOO_MANY_SUBSCRIBERS"));
+    let left = clients.pop().unwrap();
+    left.open.room.detach(left.open.subscriber).await;
+    core.open("alice").await.opened().await;
+    core.stop().await;
+}

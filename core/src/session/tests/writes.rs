@@ -11,8 +11,9 @@ use std::{
 use chatbox_proto::{
     error_code::ErrorCode,
     ids::{MessageId, SessionId},
-    v1,
+    v1::{self, chat_response::Event},
 };
+use tokio::sync::Semaphore;
 
 use super::fixture::{Core, patiently, sender};
 use crate::{
@@ -160,6 +161,8 @@ struct Faulty {
     fails: Range<u32>,
     written: bool,
     kind: StoreErrorKind,
+    /// Appends wait for a place here.
+    gate: Option<Arc<Semaphore>>,
 }
 
 macro_rules! pass {
@@ -167,6 +170,9 @@ macro_rules! pass {
         #[async_trait::async_trait]
         impl SessionStore for Faulty {
             async fn append(&self, append: Append) -> Result<Appended, StoreError> {
+                if let Some(gate) = &self.gate {
+                    gate.acquire().await.unwrap().forget();
+                }
                 if !self.fails.contains(&self.appends.fetch_add(1, Ordering::SeqCst)) {
                     return self.inner.append(append).await;
                 }
@@ -215,7 +221,8 @@ pass! {
 }
 
 async fn faulty(kind: StoreErrorKind, written: bool, fails: Range<u32>) -> Core {
-    Core::start_with(|inner| Arc::new(Faulty { inner, appends: AtomicU32::new(0), fails, written, kind })).await
+    Core::start_with(|inner| Arc::new(Faulty { inner, appends: AtomicU32::new(0), fails, written, kind, gate: None }))
+        .await
 }
 
 #[tokio::test]
@@ -260,6 +267,29 @@ async fn the_end_of_a_reply_is_tried_until_it_is_written() {
     turn.say("answer").await;
     turn.finish().await;
     assert_eq!(client.finished().await.text, "answer");
+    core.stop().await;
+}
+
+#[tokio::test]
+async fn while_the_store_stands_still_64_frames_wait_and_more_are_refused() {
+    let gate = Arc::new(Semaphore::new(0));
+    let core = Core::start_with(|inner| {
+        let (appends, kind) = (AtomicU32::new(0), StoreErrorKind::Full);
+        Arc::new(Faulty { inner, appends, fails: 0..0, written: false, kind, gate: Some(gate.clone()) })
+    })
+    .await;
+    let mut client = core.open("alice").await;
+    // One is being written.
+    for n in 0..1 + 64 + 3 {
+        client.post(&format!("r{n}"), client.message(&format!("m{n}"), "text")).await;
+    }
+    for n in 65..68 {
+        let error = client.until(|event| if let Event::Error(error) = event { Some(error) } else { None }).await;
+        assert_eq!((error.request_id.as_str(), error.reason.as_str()), (format!("r{n}").as_str(), "TOO_MANY_WRITES"));
+    }
+    gate.add_permits(1_000);
+    let ack = client.until(|event| if let Event::Ack(ack) = event { Some(ack) } else { None }).await;
+    assert_eq!((ack.request_id.as_str(), ack.seq), ("r0", 1));
     core.stop().await;
 }
 

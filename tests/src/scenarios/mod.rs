@@ -13,6 +13,7 @@ mod generation_text;
 mod headers;
 mod heavy_hostile_grpc;
 mod identity;
+mod keys;
 mod lifecycle;
 mod model_page;
 mod ownership;

@@ -136,7 +136,7 @@ pub fn server_event(data: &[u8]) {
     // JSON has no form for some durations.
     let Ok(text) = translated else { return };
     let value: Value = serde_json::from_slice(&text).expect("JSON");
-    if !has_nameless_value(&value) {
+    if !is_foreign(&value) {
         let back: ChatResponse = json::from_slice(&text).expect("our own JSON");
         assert_eq!(json::to_vec(&back), text, "the JSON form is canonical");
     }
@@ -168,15 +168,24 @@ fn peeked_event(peeked: &peek::Event, response: &ChatResponse) {
     }
 }
 
-/// Enum values that only a newer peer knows are written as numbers, which nobody here reads back.
-fn has_nameless_value(value: &Value) -> bool {
-    const ENUMS: [&str; 7] = ["verdict", "reason", "finishReason", "code", "role", "status", "responder"];
+/// What a sound core of this version does not send and nobody here reads back: enum values that only a newer peer knows, which
+/// are written as numbers, and durations of a second and more in their nanoseconds.
+fn is_foreign(value: &Value) -> bool {
+    const ENUMS: [&str; 8] = ["verdict", "reason", "finishReason", "code", "role", "state", "status", "responder"];
+    const DURATIONS: [&str; 2] = ["retryAfter", "estimatedWait"];
     match value {
         Value::Object(fields) => fields.iter().any(|(name, value)| {
-            let nameless = value.is_number() && (ENUMS.contains(&name.as_str()) || name == "state");
-            nameless || has_nameless_value(value)
+            let nameless = value.is_number() && ENUMS.contains(&name.as_str());
+            let overlong = DURATIONS.contains(&name.as_str()) && value.as_str().is_some_and(|text| !is_duration(text));
+            nameless || overlong || is_foreign(value)
         }),
-        Value::Array(items) => items.iter().any(has_nameless_value),
+        Value::Array(items) => items.iter().any(is_foreign),
         _ => false,
     }
+}
+
+/// Seconds with 0, 3, 6 or 9 digits after the point.
+fn is_duration(text: &str) -> bool {
+    let number = text.strip_suffix('s').unwrap_or_default();
+    number.split_once('.').is_none_or(|(_, fraction)| [3, 6, 9].contains(&fraction.len()))
 }

@@ -198,7 +198,7 @@ async fn headers_without_end_end_the_connection_and_long_ones_are_refused() {
             }
             client.send(&frames).await.unwrap();
             let is_answer =
-                |came: &crate::harness::raw_h2::Frame| (came.stream == 1).then(|| came.flags & flag::END_STREAM);
+                |came: &crate::harness::raw_h2::Frame| (came.stream == 1).then_some(came.flags & flag::END_STREAM);
             assert_eq!(client.until("a refusal", is_answer).await.unwrap(), flag::END_STREAM);
             client.send(&headers(1, flag::END_STREAM, &block)).await.unwrap();
             let lives = |came: &crate::harness::raw_h2::Frame| (came.stream == stream(1)).then_some(());

@@ -357,6 +357,8 @@ fn grpc_limits(config: &Config) -> GrpcLimits {
     let (limits, session) = (&config.limits, &config.session);
     GrpcLimits {
         connections: limits.connections as usize,
+        ip_connections: limits.connections_per_ip as usize,
+        handshake_timeout: limits.handshake_timeout,
         streams: limits.streams_per_connection,
         user_streams: limits.streams_per_user,
         message_bytes: limits.request_bytes.as_usize(),

@@ -6,6 +6,7 @@
 #![expect(clippy::wildcard_enum_match_arm, reason = "who waits for one kind of event passes over all others")]
 
 pub mod harness;
+pub mod properties;
 
 #[cfg(test)]
 mod scenarios;

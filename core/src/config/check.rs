@@ -152,6 +152,7 @@ impl Config {
     fn check_limits(&self, mistakes: &mut Vec<String>) {
         let limits = &self.limits;
         within("limits.connections", limits.connections, 1, 1_000_000, mistakes);
+        within("limits.connections_per_ip", limits.connections_per_ip, 1, 1_000_000, mistakes);
         within("limits.streams_per_connection", limits.streams_per_connection, 1_000, 1_000_000, mistakes);
         within("limits.streams_per_user", limits.streams_per_user, 1, 10_000, mistakes);
         within("limits.frames_per_second", limits.frames_per_second, 1, 10_000, mistakes);

@@ -173,13 +173,26 @@ pub(super) fn encode(dialect: Dialect, event: chat_response::Event) -> Payload {
     }
 }
 
+/// An event of core's that does not decode, or holds a value that JSON has no form for: a fault between core and edge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Untranslatable;
+
+impl std::fmt::Display for Untranslatable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the event cannot be translated")
+    }
+}
+
 /// Writes an event of core's.
 ///
 /// # Errors
-/// When it does not decode: a fault between core and edge.
-pub(super) fn translate(dialect: Dialect, event: Bytes) -> Result<Payload, prost::DecodeError> {
+/// When it is none.
+pub(super) fn translate(dialect: Dialect, event: Bytes) -> Result<Payload, Untranslatable> {
     match dialect {
-        Dialect::Json => Ok(Payload::Text(json::to_string(&ChatResponse::decode(event)?))),
+        Dialect::Json => {
+            let event = ChatResponse::decode(event).map_err(|_| Untranslatable)?;
+            Ok(Payload::Text(json::try_to_string(&event).ok_or(Untranslatable)?))
+        }
         Dialect::Proto => Ok(Payload::Binary(event)),
     }
 }

@@ -9,6 +9,7 @@ mod connection;
 mod deadlines;
 pub mod echo;
 mod frame;
+pub mod probe;
 mod reader;
 mod session;
 mod socket;

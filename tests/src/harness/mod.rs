@@ -26,6 +26,7 @@ pub mod process;
 pub mod programs;
 pub mod provider;
 pub mod proxy;
+pub mod raw_h2;
 pub mod served;
 pub mod stack;
 pub mod token;

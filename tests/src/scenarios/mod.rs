@@ -11,6 +11,7 @@ mod generation_panic;
 mod generation_stop;
 mod generation_text;
 mod headers;
+mod heavy_hostile_grpc;
 mod identity;
 mod keys;
 mod lifecycle;

@@ -24,6 +24,8 @@ pub(super) enum Fault {
     Hang,
     /// It happens, and there is no answer.
     DoneAndHang,
+    /// It happens once it is [released](Faults::release).
+    Held,
 }
 
 #[derive(Debug)]
@@ -39,9 +41,15 @@ pub(super) struct Faults {
     plans: Mutex<HashMap<&'static str, Plan>>,
     /// How many entries each read backwards asked for.
     read_before: Mutex<Vec<u32>>,
+    released: tokio::sync::watch::Sender<bool>,
 }
 
 impl Faults {
+    /// What is held goes on, and nothing is held any more.
+    pub(super) fn release(&self) {
+        self.released.send_replace(true);
+    }
+
     /// Of the calls of this method from now on the first `skip` pass, then so many go wrong.
     pub(super) fn plan(&self, method: &'static str, skip: u32, times: u32, fault: Fault) {
         self.plans.lock().unwrap_or_else(PoisonError::into_inner).insert(method, Plan { skip, times, fault });
@@ -84,6 +92,10 @@ impl Faults {
             Some(Fault::DoneAndHang) => {
                 still(call).await?;
                 std::future::pending().await
+            }
+            Some(Fault::Held) => {
+                let _ = self.released.subscribe().wait_for(|released| *released).await;
+                still(call).await
             }
         }
     }

@@ -293,3 +293,18 @@ async fn what_lies_at_and_below_the_floor_is_not_read() {
     assert_eq!(faults.take_read_before(), [u32::try_from(head - floor).unwrap()]);
     core.stop().await;
 }
+
+#[tokio::test]
+async fn a_session_has_64_streams_and_the_next_is_refused_until_one_leaves() {
+    let core = Core::start().await;
+    let mut clients = Vec::new();
+    for _ in 0..64 {
+        clients.push(core.open("alice").await);
+    }
+    let Err(failure) = core.resume("alice", None, None, None).await else { panic!("a 65th stream was attached") };
+    assert_eq!((failure.code, failure.reason.as_ref()), (ErrorCode::ResourceExhausted, "TOO_MANY_SUBSCRIBERS"));
+    let left = clients.pop().unwrap();
+    left.open.room.detach(left.open.subscriber).await;
+    core.open("alice").await.opened().await;
+    core.stop().await;
+}

@@ -2,7 +2,11 @@
 
 use std::ops::Range;
 
-use chatbox_proto::{error_code::ErrorCode, ids::SessionId, v1};
+use chatbox_proto::{
+    error_code::ErrorCode,
+    ids::SessionId,
+    v1::{self, chat_response::Event},
+};
 
 use super::{
     faults::{Fault, faulty},
@@ -225,6 +229,25 @@ async fn the_end_of_a_reply_is_tried_until_it_is_written() {
     turn.say("answer").await;
     turn.finish().await;
     assert_eq!(client.finished().await.text, "answer");
+    core.stop().await;
+}
+
+#[tokio::test]
+async fn while_the_store_stands_still_64_frames_wait_and_more_are_refused() {
+    let (core, faults) = faulty().await;
+    faults.plan("append", 0, u32::MAX, Fault::Held);
+    let mut client = core.open("alice").await;
+    // One is being written.
+    for n in 0..1 + 64 + 3 {
+        client.post(&format!("r{n}"), client.message(&format!("m{n}"), "text")).await;
+    }
+    for n in 65..68 {
+        let error = client.until(|event| if let Event::Error(error) = event { Some(error) } else { None }).await;
+        assert_eq!((error.request_id.as_str(), error.reason.as_str()), (format!("r{n}").as_str(), "TOO_MANY_WRITES"));
+    }
+    faults.release();
+    let ack = client.until(|event| if let Event::Ack(ack) = event { Some(ack) } else { None }).await;
+    assert_eq!((ack.request_id.as_str(), ack.seq), ("r0", 1));
     core.stop().await;
 }
 

@@ -156,6 +156,12 @@ impl Directory {
         Self { shared: Arc::new(shared), phase }
     }
 
+    /// Names this run of this core.
+    #[must_use]
+    pub fn boot_id(&self) -> BootId {
+        self.shared.boot_id
+    }
+
     /// The room of a session, opened if need be.
     pub(super) async fn room(&self, id: SessionId) -> Result<RoomHandle, Failure> {
         if let Some(room) = self.live(id) {
@@ -236,11 +242,11 @@ impl Directory {
             match call.await.map_err(|_| SessionError::StoreTimeout).and_then(|r| r.map_err(Into::into)) {
                 Ok(ids) if ids.is_empty() => return,
                 Ok(ids) => {
-                    for id in &ids {
+                    for (id, _) in &ids {
                         // What could not be opened was reported, and is tried again by whoever opens it.
                         let _ = self.room(*id).await;
                     }
-                    after = ids.last().copied();
+                    after = ids.last().map(|(id, _)| *id);
                 }
                 Err(error) => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "unfinished sessions could not be listed");

@@ -17,6 +17,7 @@ mod generation_text;
 mod headers;
 mod heavy_edge;
 mod identity;
+mod keys;
 mod lifecycle;
 mod model_page;
 mod ownership;

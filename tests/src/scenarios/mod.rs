@@ -3,6 +3,10 @@
 mod bad_input;
 mod conversation;
 mod dev;
+mod edge_drain;
+mod edge_panics;
+mod edge_reopen;
+mod edge_rivals;
 mod errors;
 mod expiry;
 mod foreign_clients;
@@ -12,6 +16,7 @@ mod generation_stop;
 mod generation_text;
 mod headers;
 mod heavy_hostile_grpc;
+mod heavy_edge;
 mod identity;
 mod keys;
 mod lifecycle;

@@ -14,6 +14,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
+    bus::{Bus, local::LocalBus},
     domain::entry::{Message, Sender, SenderRole},
     llm::{
         Chunk, ChunkStream, Prompt, Provider, ProviderError,
@@ -76,25 +77,39 @@ pub(crate) struct Core {
     pub(crate) store: Arc<dyn SessionStore>,
     pub(crate) models: Models,
     pub(crate) turns: Mutex<mpsc::Receiver<Turn>>,
+    place: Place,
+}
+
+/// Where a store is, and the key of what is in it.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
     key: String,
-    folder: Arc<tempfile::TempDir>,
+    pub(crate) folder: Arc<tempfile::TempDir>,
+}
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        Self { key: KeyRing::generate_key(), folder: Arc::new(tempfile::tempdir().unwrap()) }
+    }
+}
+
+fn alone() -> Arc<dyn Bus> {
+    Arc::new(LocalBus::alone())
 }
 
 impl Core {
     pub(crate) async fn start() -> Self {
-        let folder = Arc::new(tempfile::tempdir().unwrap());
-        let store = SqliteStore::open_in(folder.path(), &SqliteOptions::default()).unwrap();
-        Self::with(Arc::new(store), KeyRing::generate_key(), folder).await
+        Self::start_with(|store| store).await
     }
 
     pub(crate) async fn start_with(decorate: impl FnOnce(Arc<dyn SessionStore>) -> Arc<dyn SessionStore>) -> Self {
-        let folder = Arc::new(tempfile::tempdir().unwrap());
-        let store = SqliteStore::open_in(folder.path(), &SqliteOptions::default()).unwrap();
-        Self::with(decorate(Arc::new(store)), KeyRing::generate_key(), folder).await
+        let place = Place::new();
+        let store = SqliteStore::open_in(place.folder.path(), &SqliteOptions::default()).unwrap();
+        Self::with(decorate(Arc::new(store)), alone(), place).await
     }
 
-    async fn with(store: Arc<dyn SessionStore>, key: String, folder: Arc<tempfile::TempDir>) -> Self {
-        let ring = Arc::new(KeyRing::from_config("k1", [("k1", key.as_str())]).unwrap());
+    pub(crate) async fn with(store: Arc<dyn SessionStore>, bus: Arc<dyn Bus>, place: Place) -> Self {
+        let ring = Arc::new(KeyRing::from_config("k1", [("k1", place.key.as_str())]).unwrap());
         let secret = self_test(&ring, &*store).await.unwrap();
         let (sender, turns) = mpsc::channel(64);
         let model = |id: &str, panics| Model {
@@ -112,6 +127,7 @@ impl Core {
         let models = Models::new(vec![model("led", false), model("panics", true)], "led").unwrap();
         let directory = Directory::new(Parts {
             store: store.clone(),
+            bus,
             models: models.clone(),
             ring,
             secret,
@@ -119,19 +135,19 @@ impl Core {
             metrics: Metrics::default(),
         });
         let sessions = Sessions::new(directory.clone());
-        Self { sessions, directory, store, models, turns: Mutex::new(turns), key, folder }
+        Self { sessions, directory, store, models, turns: Mutex::new(turns), place }
     }
 
     /// As after `kill -9`: nothing is finished, the store is opened anew.
     pub(crate) async fn crash(self) -> Self {
-        let Self { sessions, directory, store, models: _, turns, key, folder } = self;
+        let Self { sessions, directory, store, models: _, turns, place } = self;
         store.close().await;
         // Rooms of the dead core can write no more; they end when nobody waits for them.
         directory.cut();
         drop((sessions, turns, store));
         drop(directory);
-        let store = SqliteStore::open_in(folder.path(), &SqliteOptions::default()).unwrap();
-        Self::with(Arc::new(store), key, folder).await
+        let store = SqliteStore::open_in(place.folder.path(), &SqliteOptions::default()).unwrap();
+        Self::with(Arc::new(store), alone(), place).await
     }
 
     pub(crate) async fn turn(&self) -> Turn {
@@ -201,6 +217,7 @@ pub(crate) fn limits() -> SessionLimits {
         heartbeat: Duration::from_secs(15),
         checkpoint: Duration::from_millis(10),
         store_call: Duration::from_secs(5),
+        reply_lapse: Duration::from_secs(10),
         away_jitter: Duration::from_millis(100),
     }
 }

@@ -5,4 +5,7 @@ pub(crate) mod fixture;
 mod outages;
 mod replies;
 mod resume;
+pub(super) mod shared;
+mod two_cores;
+mod two_cores_random;
 mod writes;

@@ -64,6 +64,19 @@ impl App {
     /// # Errors
     /// One line that names the setting; everything that was acquired is released.
     pub async fn bind_with(config: Config, models: Models) -> anyhow::Result<Self> {
+        Self::bind_over(config, models, |store| store).await
+    }
+
+    /// Like [`bind_with`](Self::bind_with), with the store as `wrap` hands it on: for whoever watches or disturbs what is
+    /// asked of it.
+    ///
+    /// # Errors
+    /// One line that names the setting; everything that was acquired is released.
+    pub async fn bind_over(
+        config: Config,
+        models: Models,
+        wrap: impl FnOnce(Arc<dyn SessionStore>) -> Arc<dyn SessionStore>,
+    ) -> anyhow::Result<Self> {
         let ring = Arc::new(KeyRing::from_config(config.keys.primary_id().unwrap_or_default(), config.keys.pairs())?);
         let key_error = |error| anyhow::anyhow!("token: {error}");
         let source = keys::source(&config.token).map_err(key_error)?;
@@ -74,7 +87,7 @@ impl App {
             anyhow::ensure!(config.token.jwks_file.is_empty(), "token.jwks_file: {error}");
             tracing::warn!(%error, "token.jwks_url: the key set could not be read, trying again later");
         }
-        let store = open_store(&config)?;
+        let store = wrap(open_store(&config)?);
         let secret = match seal::self_test(&ring, &*store).await {
             Ok(secret) => secret,
             Err(error) => {

@@ -1,6 +1,9 @@
 //! One file for each behaviour.
 
 mod bad_input;
+mod chaos;
+mod chaos_failpoints;
+mod chaos_mutants;
 mod conversation;
 mod dev;
 mod errors;

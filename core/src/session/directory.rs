@@ -236,11 +236,11 @@ impl Directory {
             match call.await.map_err(|_| SessionError::StoreTimeout).and_then(|r| r.map_err(Into::into)) {
                 Ok(ids) if ids.is_empty() => return,
                 Ok(ids) => {
-                    for id in &ids {
+                    for (id, _) in &ids {
                         // What could not be opened was reported, and is tried again by whoever opens it.
                         let _ = self.room(*id).await;
                     }
-                    after = ids.last().copied();
+                    after = ids.last().map(|(id, _)| *id);
                 }
                 Err(error) => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "unfinished sessions could not be listed");

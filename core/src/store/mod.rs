@@ -185,6 +185,19 @@ pub struct ReplyRow {
     pub checkpoint: Vec<u8>,
 }
 
+/// A running reply without its text, for whoever judges whether the process that runs it still lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplyLease {
+    /// The session.
+    pub session_id: SessionId,
+    /// The reply.
+    pub message_id: MessageId,
+    /// The process that runs it.
+    pub boot_id: BootId,
+    /// How often it was renewed.
+    pub renewals: u64,
+}
+
 /// Which of an owner's sessions to list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionQuery {
@@ -255,11 +268,19 @@ pub trait SessionStore: Send + Sync + std::fmt::Debug + 'static {
     async fn replace_derived(&self, session_id: SessionId, expected: Seq, derived: Derived)
     -> Result<bool, StoreError>;
 
-    /// Sessions whose `derived.unfinished` is set, in the order of their ids, above `after`.
-    async fn unfinished_sessions(&self, after: Option<SessionId>, limit: u32) -> Result<Vec<SessionId>, StoreError>;
+    /// Sessions whose `derived.unfinished` is set, each with its `derived.applied_seq`, in the order of their ids, above
+    /// `after`: whoever looks twice sees which of them nobody has moved.
+    async fn unfinished_sessions(
+        &self,
+        after: Option<SessionId>,
+        limit: u32,
+    ) -> Result<Vec<(SessionId, Seq)>, StoreError>;
 
     /// The row of the session's running reply; the one with the largest `started_seq` should there be more.
     async fn reply_row(&self, session_id: SessionId) -> Result<Option<ReplyRow>, StoreError>;
+
+    /// All running replies, in the order of their message ids, above `after`.
+    async fn reply_rows(&self, after: Option<MessageId>, limit: u32) -> Result<Vec<ReplyLease>, StoreError>;
 
     /// Renews the row of a running reply and replaces its checkpoint, if the row still has `boot_id` and
     /// `renewals == expected`; adds one to `renewals`; says whether it did. Not necessarily durable.
@@ -270,6 +291,19 @@ pub trait SessionStore: Send + Sync + std::fmt::Debug + 'static {
         expected: u64,
         checkpoint: Vec<u8>,
     ) -> Result<bool, StoreError>;
+
+    /// Replaces a session's wrapped data key, durably, if it is still `expected`; says whether it did. An empty `new`
+    /// destroys the key for good: an empty one is never replaced.
+    async fn replace_wrapped_key(
+        &self,
+        session_id: SessionId,
+        expected: Vec<u8>,
+        new: Vec<u8>,
+    ) -> Result<bool, StoreError>;
+
+    /// The wrapped data keys of all sessions, destroyed ones too, in the order of the sessions' ids, above `after`.
+    async fn wrapped_keys(&self, after: Option<SessionId>, limit: u32)
+    -> Result<Vec<(SessionId, Vec<u8>)>, StoreError>;
 
     /// Raises how far a participant has read; a smaller number changes nothing. May be lost by a crash within a second.
     /// A session that does not exist is left so, and beyond [`MAX_READ_MARKS`] no further participant is kept: both without an
@@ -284,6 +318,10 @@ pub trait SessionStore: Send + Sync + std::fmt::Debug + 'static {
 
     /// Sets such a value unless there is one, durably; returns the one that is there then.
     async fn init_installation_value(&self, name: &str, value: Vec<u8>) -> Result<Vec<u8>, StoreError>;
+
+    /// Replaces such a value, durably, if it is still `expected`; says whether it did. One that was never set is not.
+    async fn replace_installation_value(&self, name: &str, expected: Vec<u8>, new: Vec<u8>)
+    -> Result<bool, StoreError>;
 
     /// Whether foreign boot ids may be alive: several cores share the store. When not, they are dead at start.
     fn is_shared(&self) -> bool;

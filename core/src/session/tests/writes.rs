@@ -19,7 +19,7 @@ use crate::{
     session::Frame,
     store::{
         Append, AppendId, Appended, BootId, Created, Derived, Header, KeyedHash, LogDocument, MessageKey, NewSession,
-        ReplyRow, SessionQuery, SessionStore, StoreError, StoreErrorKind,
+        ReplyLease, ReplyRow, SessionQuery, SessionStore, StoreError, StoreErrorKind,
     },
 };
 
@@ -200,7 +200,11 @@ pass! {
     read_after(session_id: SessionId, after: u64, limit: u32) -> Vec<LogDocument>;
     read_before(session_id: SessionId, before: u64, limit: u32) -> Vec<LogDocument>;
     replace_derived(session_id: SessionId, expected: u64, derived: Derived) -> bool;
-    unfinished_sessions(after: Option<SessionId>, limit: u32) -> Vec<SessionId>;
+    unfinished_sessions(after: Option<SessionId>, limit: u32) -> Vec<(SessionId, u64)>;
+    reply_rows(after: Option<MessageId>, limit: u32) -> Vec<ReplyLease>;
+    replace_wrapped_key(session_id: SessionId, expected: Vec<u8>, new: Vec<u8>) -> bool;
+    wrapped_keys(after: Option<SessionId>, limit: u32) -> Vec<(SessionId, Vec<u8>)>;
+    replace_installation_value(name: &str, expected: Vec<u8>, new: Vec<u8>) -> bool;
     reply_row(session_id: SessionId) -> Option<ReplyRow>;
     renew_reply(message_id: MessageId, boot_id: BootId, expected: u64, checkpoint: Vec<u8>) -> bool;
     mark_read(session_id: SessionId, user_id: &str, seq: u64) -> ();

@@ -144,9 +144,21 @@ pub(crate) async fn unfinished_sessions_come_page_by_page_in_the_order_of_ids(f:
             let page = store.unfinished_sessions(after, limit).await.unwrap();
             assert!(page.len() <= limit as usize);
             let Some(last) = page.last() else { break };
-            after = Some(*last);
-            all.extend(page);
+            after = Some(last.0);
+            all.extend(page.into_iter().map(|(id, _)| id));
         }
         assert_eq!(all, unfinished, "pages of {limit}");
     }
+}
+
+pub(crate) async fn unfinished_sessions_tell_how_far_they_are(f: &mut impl Fixture) {
+    let store = f.store();
+    let id = made(&store, "alice").await.id;
+    for (head, count) in [(0, 2), (2, 3)] {
+        let mut append = entries(id, head, count);
+        append.derived.unfinished = true;
+        let head = done(&store, append).await;
+        assert_eq!(store.unfinished_sessions(None, 10).await.unwrap(), [(id, head)]);
+    }
+    assert_eq!(store.unfinished_sessions(Some(id), 10).await.unwrap(), []);
 }

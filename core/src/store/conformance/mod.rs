@@ -3,6 +3,7 @@
 
 pub(super) mod append;
 pub(super) mod create;
+pub(super) mod keys;
 pub(super) mod list;
 pub(super) mod model;
 pub(super) mod reading;
@@ -16,8 +17,8 @@ use chatbox_proto::ids::{MessageId, SessionId};
 use futures_util::future::join_all;
 
 use super::{
-    Append, Appended, Created, Derived, Header, KeyedHash, LogDocument, MessageKey, NewSession, ReplyRow, RequestKey,
-    SessionStore, SlotRule,
+    Append, Appended, Created, Derived, Header, KeyedHash, LogDocument, MessageKey, NewSession, ReplyLease, ReplyRow,
+    RequestKey, SessionStore, SlotRule,
 };
 use crate::domain::{entry::Seq, time::Timestamp};
 
@@ -81,6 +82,7 @@ macro_rules! store_conformance {
                 the_ended_filter_splits_the_list
                 the_active_session_is_the_latest_that_has_not_ended
                 unfinished_sessions_come_page_by_page_in_the_order_of_ids
+                unfinished_sessions_tell_how_far_they_are
             }
             replies {
                 a_reply_row_lives_from_start_to_finish
@@ -88,9 +90,16 @@ macro_rules! store_conformance {
                 the_latest_reply_row_is_given
                 finishing_and_starting_in_one_append_swaps_the_rows
                 a_conflicting_append_leaves_the_rows_alone
+                all_running_replies_come_page_by_page_in_the_order_of_ids
                 the_folded_state_only_moves_forward
                 replacing_the_folded_state_is_compare_and_set
                 racing_replacements_have_one_winner
+            }
+            keys {
+                a_wrapped_key_is_replaced_by_compare_and_set
+                a_destroyed_key_stays_destroyed
+                racing_replacements_of_a_key_have_one_winner
+                all_wrapped_keys_come_page_by_page_in_the_order_of_ids
             }
             values {
                 read_marks_only_rise
@@ -98,6 +107,7 @@ macro_rules! store_conformance {
                 read_marks_of_an_unknown_session_are_nothing
                 an_installation_value_is_set_once
                 racing_initial_values_agree
+                an_installation_value_is_replaced_by_compare_and_set
                 ping_answers
                 everything_is_there_after_reopening
                 close_is_idempotent_and_ends_service

@@ -133,3 +133,30 @@ pub(crate) async fn racing_replacements_have_one_winner(f: &mut impl Fixture) {
     assert_eq!(winners.len(), 1);
     assert_eq!(store.session(id).await.unwrap().unwrap().derived.applied_seq, winners[0]);
 }
+
+pub(crate) async fn all_running_replies_come_page_by_page_in_the_order_of_ids(f: &mut impl Fixture) {
+    let store = f.store();
+    let mut leases = Vec::new();
+    for _ in 0..12 {
+        let id = made(&store, "alice").await.id;
+        let ReplyRow { session_id, message_id, boot_id, renewals, .. } = start(&store, id, 0).await;
+        leases.push(ReplyLease { session_id, message_id, boot_id, renewals });
+    }
+    // One is renewed, one ends.
+    assert!(store.renew_reply(leases[3].message_id, leases[3].boot_id, 0, b"so far".to_vec()).await.unwrap());
+    leases[3].renewals = 1;
+    let ended = leases.remove(7);
+    done(&store, Append { reply_finished: Some(ended.message_id), ..entries(ended.session_id, 1, 1) }).await;
+    leases.sort_unstable_by_key(|lease| lease.message_id);
+    for limit in [1, 5, 100] {
+        let (mut all, mut after) = (Vec::new(), None);
+        loop {
+            let page = store.reply_rows(after, limit).await.unwrap();
+            assert!(page.len() <= limit as usize);
+            let Some(last) = page.last() else { break };
+            after = Some(last.message_id);
+            all.extend(page);
+        }
+        assert_eq!(all, leases, "pages of {limit}");
+    }
+}

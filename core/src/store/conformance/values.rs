@@ -61,6 +61,21 @@ pub(crate) async fn racing_initial_values_agree(f: &mut impl Fixture) {
     assert_eq!(store.installation_value("a").await.unwrap().as_ref(), Some(&values[0]));
 }
 
+pub(crate) async fn an_installation_value_is_replaced_by_compare_and_set(f: &mut impl Fixture) {
+    let store = f.store();
+    assert!(!store.replace_installation_value("a", vec![], vec![1]).await.unwrap(), "it was never set");
+    assert_eq!(store.installation_value("a").await.unwrap(), None);
+    store.init_installation_value("a", vec![1]).await.unwrap();
+    store.init_installation_value("b", vec![1]).await.unwrap();
+    assert!(!store.replace_installation_value("a", vec![2], vec![3]).await.unwrap());
+    assert!(store.replace_installation_value("a", vec![1], vec![2]).await.unwrap());
+    assert!(!store.replace_installation_value("a", vec![1], vec![4]).await.unwrap());
+    f.reopen().await;
+    let store = f.store();
+    assert_eq!(store.installation_value("a").await.unwrap(), Some(vec![2]));
+    assert_eq!(store.installation_value("b").await.unwrap(), Some(vec![1]));
+}
+
 pub(crate) async fn ping_answers(f: &mut impl Fixture) {
     f.store().ping().await.unwrap();
 }
@@ -126,9 +141,13 @@ pub(crate) async fn close_is_idempotent_and_ends_service(f: &mut impl Fixture) {
         store.read_marks(id).await.unwrap_err().kind(),
         store.installation_value("a").await.unwrap_err().kind(),
         store.init_installation_value("a", Vec::new()).await.unwrap_err().kind(),
+        store.replace_installation_value("a", Vec::new(), Vec::new()).await.unwrap_err().kind(),
+        store.reply_rows(None, 1).await.unwrap_err().kind(),
+        store.replace_wrapped_key(id, Vec::new(), Vec::new()).await.unwrap_err().kind(),
+        store.wrapped_keys(None, 1).await.unwrap_err().kind(),
         store.ping().await.unwrap_err().kind(),
     ];
-    assert_eq!(kinds, [StoreErrorKind::Unavailable; 20]);
+    assert_eq!(kinds, [StoreErrorKind::Unavailable; 24]);
     f.reopen().await;
     assert_eq!(f.store().head(id).await.unwrap(), 0);
 }

@@ -19,6 +19,7 @@ pub(super) const MARK: &str = "INSERT INTO read_marks (session_id, user_id, seq)
 pub(super) const MARKS: &str = "SELECT user_id, seq FROM read_marks WHERE session_id = ?1 ORDER BY user_id LIMIT ?2";
 pub(super) const VALUE: &str = "SELECT value FROM installation WHERE name = ?1";
 const INIT_VALUE: &str = "INSERT INTO installation (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO NOTHING";
+pub(super) const REPLACE_VALUE: &str = "UPDATE installation SET value = ?3 WHERE name = ?1 AND value = ?2";
 
 pub(super) fn mark_read(db: &Connection, id: SessionId, user_id: &str, seq: Seq) -> Result<Verdict<()>, Fault> {
     db.prepare_cached(MARK)?.execute(params![id.as_bytes(), user_id, number(seq), MAX_READ_MARKS])?;
@@ -40,4 +41,9 @@ pub(super) fn init_value(db: &Connection, name: &str, value: &[u8]) -> Result<Ve
     db.prepare_cached(INIT_VALUE)?.execute(params![name, value])?;
     let stored = db.prepare_cached(VALUE)?.query_row([name], |row| row.get(0))?;
     Ok(Verdict::Keep(stored))
+}
+
+pub(super) fn replace_value(db: &Connection, name: &str, expected: &[u8], new: &[u8]) -> Result<Verdict<bool>, Fault> {
+    let changed = db.prepare_cached(REPLACE_VALUE)?.execute(params![name, expected, new])?;
+    Ok(Verdict::Keep(changed > 0))
 }

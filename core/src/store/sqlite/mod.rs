@@ -39,7 +39,7 @@ use self::{
 };
 use super::{
     Append, AppendId, Appended, BootId, Created, Derived, Header, KeyedHash, LogDocument, MessageKey, NewSession,
-    ReplyRow, SessionQuery, SessionStore, StoreError, StoreErrorKind,
+    ReplyLease, ReplyRow, SessionQuery, SessionStore, StoreError, StoreErrorKind,
 };
 use crate::domain::entry::Seq;
 
@@ -205,12 +205,20 @@ impl SessionStore for SqliteStore {
         self.writer.submit("replace_derived", bytes, replace).await
     }
 
-    async fn unfinished_sessions(&self, after: Option<SessionId>, limit: u32) -> Result<Vec<SessionId>, StoreError> {
+    async fn unfinished_sessions(
+        &self,
+        after: Option<SessionId>,
+        limit: u32,
+    ) -> Result<Vec<(SessionId, Seq)>, StoreError> {
         self.readers.submit("unfinished_sessions", move |db| sessions::unfinished(db, after, limit)).await
     }
 
     async fn reply_row(&self, session_id: SessionId) -> Result<Option<ReplyRow>, StoreError> {
         self.readers.submit("reply_row", move |db| replies::latest(db, session_id)).await
+    }
+
+    async fn reply_rows(&self, after: Option<MessageId>, limit: u32) -> Result<Vec<ReplyLease>, StoreError> {
+        self.readers.submit("reply_rows", move |db| replies::leases(db, after, limit)).await
     }
 
     async fn renew_reply(
@@ -223,6 +231,25 @@ impl SessionStore for SqliteStore {
         let bytes = checkpoint.len();
         let renew = move |db: &_| replies::renew(db, message_id, boot_id, expected, &checkpoint);
         self.writer.submit("renew_reply", bytes, renew).await
+    }
+
+    async fn replace_wrapped_key(
+        &self,
+        session_id: SessionId,
+        expected: Vec<u8>,
+        new: Vec<u8>,
+    ) -> Result<bool, StoreError> {
+        let bytes = expected.len() + new.len();
+        let replace = move |db: &_| sessions::replace_key(db, session_id, &expected, &new);
+        self.writer.submit("replace_wrapped_key", bytes, replace).await
+    }
+
+    async fn wrapped_keys(
+        &self,
+        after: Option<SessionId>,
+        limit: u32,
+    ) -> Result<Vec<(SessionId, Vec<u8>)>, StoreError> {
+        self.readers.submit("wrapped_keys", move |db| sessions::keys(db, after, limit)).await
     }
 
     async fn mark_read(&self, session_id: SessionId, user_id: &str, seq: Seq) -> Result<(), StoreError> {
@@ -242,6 +269,17 @@ impl SessionStore for SqliteStore {
     async fn init_installation_value(&self, name: &str, value: Vec<u8>) -> Result<Vec<u8>, StoreError> {
         let (name, bytes) = (name.to_owned(), value.len());
         self.writer.submit("init_installation_value", bytes, move |db| marks::init_value(db, &name, &value)).await
+    }
+
+    async fn replace_installation_value(
+        &self,
+        name: &str,
+        expected: Vec<u8>,
+        new: Vec<u8>,
+    ) -> Result<bool, StoreError> {
+        let (name, bytes) = (name.to_owned(), expected.len() + new.len());
+        let replace = move |db: &_| marks::replace_value(db, &name, &expected, &new);
+        self.writer.submit("replace_installation_value", bytes, replace).await
     }
 
     fn is_shared(&self) -> bool {

@@ -45,7 +45,11 @@ pub(super) const LIST_BOTH: &str = concat!(
     " FROM sessions WHERE owner = ?1 AND ended = 1 AND (last_activity, id) < (?2, ?3)",
     " ORDER BY last_activity DESC, id DESC LIMIT ?4"
 );
-pub(super) const UNFINISHED: &str = "SELECT id FROM sessions WHERE unfinished = 1 AND id > ?1 ORDER BY id LIMIT ?2";
+pub(super) const UNFINISHED: &str =
+    "SELECT id, applied_seq FROM sessions WHERE unfinished = 1 AND id > ?1 ORDER BY id LIMIT ?2";
+pub(super) const KEYS: &str = "SELECT id, wrapped_key FROM sessions WHERE id > ?1 ORDER BY id LIMIT ?2";
+pub(super) const REPLACE_KEY: &str =
+    "UPDATE sessions SET wrapped_key = ?3 WHERE id = ?1 AND wrapped_key = ?2 AND length(wrapped_key) > 0";
 pub(super) const REPLACE_OLDER: &str = "UPDATE sessions SET applied_seq = ?2, state = ?3, last_activity = ?4, ended = ?5, \
      unfinished = ?6 WHERE id = ?1 AND applied_seq < ?2";
 pub(super) const REPLACE_EXPECTED: &str = "UPDATE sessions SET applied_seq = ?2, state = ?3, last_activity = ?4, \
@@ -159,12 +163,34 @@ pub(super) fn list(db: &Connection, query: &SessionQuery) -> Result<Vec<Header>,
     Ok(headers)
 }
 
-pub(super) fn unfinished(db: &Connection, after: Option<SessionId>, limit: u32) -> Result<Vec<SessionId>, Fault> {
-    // No bytes at all come before every id.
-    let after = after.as_ref().map_or(&[][..], |id| &id.as_bytes()[..]);
+pub(super) fn unfinished(
+    db: &Connection,
+    after: Option<SessionId>,
+    limit: u32,
+) -> Result<Vec<(SessionId, Seq)>, Fault> {
     let mut statement = db.prepare_cached(UNFINISHED)?;
-    let ids = statement.query_map(params![after, limit], |row| Ok(SessionId::from_bytes(row.get(0)?)))?;
-    Ok(ids.collect::<Result<_, _>>()?)
+    let sessions = statement.query_map(params![bound(after.as_ref()), limit], |row| {
+        Ok((SessionId::from_bytes(row.get(0)?), column::seq(row, 1)?))
+    })?;
+    Ok(sessions.collect::<Result<_, _>>()?)
+}
+
+pub(super) fn keys(db: &Connection, after: Option<SessionId>, limit: u32) -> Result<Vec<(SessionId, Vec<u8>)>, Fault> {
+    let mut statement = db.prepare_cached(KEYS)?;
+    let keys = statement.query_map(params![bound(after.as_ref()), limit], |row| {
+        Ok((SessionId::from_bytes(row.get(0)?), row.get(1)?))
+    })?;
+    Ok(keys.collect::<Result<_, _>>()?)
+}
+
+/// What a walk over all ids begins after: no bytes at all come before every id.
+fn bound(after: Option<&SessionId>) -> &[u8] {
+    after.map_or(&[], |id| id.as_bytes())
+}
+
+pub(super) fn replace_key(db: &Connection, id: SessionId, expected: &[u8], new: &[u8]) -> Result<Verdict<bool>, Fault> {
+    let changed = db.prepare_cached(REPLACE_KEY)?.execute(params![id.as_bytes(), expected, new])?;
+    Ok(Verdict::Keep(changed > 0))
 }
 
 /// The companion of an append: only ever moves forward.

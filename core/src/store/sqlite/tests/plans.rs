@@ -28,6 +28,8 @@ async fn every_query_is_answered_from_an_index() {
         sessions::LIST_ONE,
         sessions::LIST_BOTH,
         sessions::UNFINISHED,
+        sessions::KEYS,
+        sessions::REPLACE_KEY,
         sessions::REPLACE_OLDER,
         sessions::REPLACE_EXPECTED,
         sessions::FREE_SLOT,
@@ -38,11 +40,13 @@ async fn every_query_is_answered_from_an_index() {
         log::READ_AFTER,
         log::READ_BEFORE,
         replies::LATEST,
+        replies::LEASES,
         replies::RENEW,
         replies::REMOVE,
         marks::MARK,
         marks::MARKS,
         marks::VALUE,
+        marks::REPLACE_VALUE,
     ] {
         assert_eq!(offences(&db, sql), Vec::<String>::new(), "{sql}");
     }

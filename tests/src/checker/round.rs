@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use super::{
-    proof::{self, Violation},
+    proof::{self, Rules, Violation},
     record::{Clock, Inflicted, Record},
     stored::{self, StoredSession, Told},
     topology::{Doors, Topology, pause},
@@ -15,6 +15,9 @@ use super::{
 
 /// Steps shown as evidence of one violation.
 const SHOWN: usize = 12;
+
+/// Characters of a line.
+const WIDTH: usize = 1_000;
 
 /// Violations shown.
 const REPORTED: usize = 8;
@@ -44,7 +47,11 @@ impl Plan {
             amount: Amount {
                 users: random.random_range(1..4),
                 devices: random.random_range(1..4),
-                habits: Habits { stops: true, ends_sessions: random.random_bool(0.3) },
+                habits: Habits {
+                    stops: true,
+                    ends_sessions: random.random_bool(0.3),
+                    restless: random.random_bool(0.3),
+                },
             },
             faults: random.random_range(2..5),
             calm: Duration::from_millis(700),
@@ -62,6 +69,8 @@ pub struct Outcome {
     pub record: Record,
     /// What was stored.
     pub sessions: Vec<StoredSession>,
+    /// What the setup promised.
+    pub rules: Rules,
     /// What is wrong; empty when the promise was kept.
     pub violations: Vec<Violation>,
     logs: String,
@@ -77,9 +86,11 @@ impl Outcome {
             let _ = writeln!(text, "  {from:>8.3}s to {until:.3}s {:?}", inflicted.fault);
         }
         for violation in self.violations.iter().take(REPORTED) {
-            let _ = writeln!(text, "{:?} in {}: {}", violation.kind, violation.session, violation.what);
+            let what: String = violation.what.chars().take(WIDTH).collect();
+            let _ = writeln!(text, "{:?} in {}: {what}", violation.kind, violation.session);
             for place in violation.evidence.iter().take(SHOWN) {
-                let _ = writeln!(text, "  {}", self.record.line(*place));
+                let line: String = self.record.line(*place).chars().take(WIDTH).collect();
+                let _ = writeln!(text, "  {line}");
             }
         }
         if self.violations.len() > REPORTED {
@@ -147,7 +158,7 @@ pub async fn run(mut topology: Box<dyn Topology>, plan: Plan) -> Result<Outcome>
     let sessions = vault.sessions(users(plan.amount.users), told).await;
     let sessions = sessions.with_context(|| format!("seed {}: what is stored cannot be read", plan.seed))?;
     let violations = proof::prove(&record, &sessions, &rules);
-    Ok(Outcome { seed: plan.seed, record, sessions, violations, logs })
+    Ok(Outcome { seed: plan.seed, record, sessions, rules, violations, logs })
 }
 
 /// Takes note of processes that have ended by themselves.

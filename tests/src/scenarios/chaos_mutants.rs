@@ -17,7 +17,7 @@ async fn outcome(lie: Option<Lie>) -> Outcome {
     let cut = lie == Some(Lie::LostCheckpoint);
     let plan = Plan {
         seed: 40,
-        amount: Amount { users: 2, devices: 3, habits: Habits { stops: !cut, ends_sessions: false } },
+        amount: Amount { users: 2, devices: 3, habits: Habits { stops: !cut, ends_sessions: false, restless: !cut } },
         faults: usize::from(cut),
         calm: if cut { Duration::from_millis(4_500) } else { Duration::from_millis(2_000) },
         patience: Duration::from_secs(8),

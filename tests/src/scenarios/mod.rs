@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod chaos;
+mod chaos_evidence;
 mod chaos_failpoints;
 mod chaos_mutants;
 mod conversation;

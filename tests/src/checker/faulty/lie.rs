@@ -90,17 +90,17 @@ impl Lie {
 
     /// Documents as this store reads them.
     pub(super) fn read(self, mut documents: Vec<LogDocument>) -> Vec<LogDocument> {
-        if documents.len() < 3 {
+        if documents.len() < 2 {
             return documents;
         }
         match self {
             Self::Reverse => documents.reverse(),
             Self::Double => {
-                let again = documents[1].clone();
-                documents.insert(1, again);
+                let again = documents[0].clone();
+                documents.insert(0, again);
             }
             Self::Gap => {
-                documents.remove(1);
+                documents.remove(0);
             }
             Self::AckUnwritten
             | Self::SecondEnd

@@ -14,7 +14,7 @@ use chatbox_core::{
     seal::{DataKey, KeyRing},
     store::{
         Append, AppendId, Appended, BootId, Created, Derived, Header, KeyedHash, LogDocument, MessageKey, NewSession,
-        ReplyRow, SessionQuery, SessionStore, StoreError, StoreErrorKind,
+        ReplyLease, ReplyRow, SessionQuery, SessionStore, StoreError, StoreErrorKind,
     },
 };
 use chatbox_proto::ids::{MessageId, SessionId};
@@ -244,8 +244,42 @@ impl SessionStore for FaultyStore {
         self.write(Call::ReplaceDerived, self.inner.replace_derived(session_id, expected, derived)).await
     }
 
-    async fn unfinished_sessions(&self, after: Option<SessionId>, limit: u32) -> Result<Vec<SessionId>, StoreError> {
+    async fn unfinished_sessions(
+        &self,
+        after: Option<SessionId>,
+        limit: u32,
+    ) -> Result<Vec<(SessionId, Seq)>, StoreError> {
         self.inner.unfinished_sessions(after, limit).await
+    }
+
+    async fn reply_rows(&self, after: Option<MessageId>, limit: u32) -> Result<Vec<ReplyLease>, StoreError> {
+        self.inner.reply_rows(after, limit).await
+    }
+
+    async fn replace_wrapped_key(
+        &self,
+        session_id: SessionId,
+        expected: Vec<u8>,
+        new: Vec<u8>,
+    ) -> Result<bool, StoreError> {
+        self.inner.replace_wrapped_key(session_id, expected, new).await
+    }
+
+    async fn wrapped_keys(
+        &self,
+        after: Option<SessionId>,
+        limit: u32,
+    ) -> Result<Vec<(SessionId, Vec<u8>)>, StoreError> {
+        self.inner.wrapped_keys(after, limit).await
+    }
+
+    async fn replace_installation_value(
+        &self,
+        name: &str,
+        expected: Vec<u8>,
+        new: Vec<u8>,
+    ) -> Result<bool, StoreError> {
+        self.inner.replace_installation_value(name, expected, new).await
     }
 
     async fn reply_row(&self, session_id: SessionId) -> Result<Option<ReplyRow>, StoreError> {

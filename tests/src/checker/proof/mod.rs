@@ -101,6 +101,43 @@ pub enum Class {
     Unsettled,
 }
 
+impl Class {
+    /// All of them.
+    pub const ALL: [Self; 31] = [
+        Self::AckedLost,
+        Self::AckDiffers,
+        Self::Unasked,
+        Self::RepeatDiffers,
+        Self::RepeatNotNamed,
+        Self::StoredTwice,
+        Self::RefusedButStored,
+        Self::Invented,
+        Self::LogBroken,
+        Self::EntryMissed,
+        Self::EntryRepeated,
+        Self::EntryDiffers,
+        Self::NotStored,
+        Self::OutOfPlace,
+        Self::Malformed,
+        Self::WrongVerdict,
+        Self::SteppedBack,
+        Self::PieceMisplaced,
+        Self::PieceDiffers,
+        Self::StreamedDiffers,
+        Self::CheckpointLost,
+        Self::TextDiffers,
+        Self::WrongOutcome,
+        Self::Unanswered,
+        Self::AnsweredTwice,
+        Self::Unended,
+        Self::EndedTwice,
+        Self::Overlap,
+        Self::ViewDiffers,
+        Self::LeftOver,
+        Self::Unsettled,
+    ];
+}
+
 /// Something that is wrong, with what shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {

@@ -259,6 +259,7 @@ impl Visitor {
                 false
             }
             91..93 => false,
+            93.. if self.habits.restless => false,
             _ => true,
         }
     }

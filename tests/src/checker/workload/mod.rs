@@ -48,6 +48,8 @@ pub struct Habits {
     pub stops: bool,
     /// They end sessions under everybody's hands.
     pub ends_sessions: bool,
+    /// They leave and come back more often than people do.
+    pub restless: bool,
 }
 
 /// Whether a client has come to rest.

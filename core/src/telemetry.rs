@@ -14,7 +14,11 @@ use std::{
 };
 
 use tracing::{Level, Metadata};
-use tracing_subscriber::{EnvFilter, Layer, Registry, filter::filter_fn, layer::SubscriberExt as _};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry,
+    filter::{LevelFilter, filter_fn},
+    layer::SubscriberExt as _,
+};
 
 use crate::config::{LogConfig, LogFormat};
 
@@ -37,8 +41,11 @@ pub fn init(log: &LogConfig) -> Result<(), FilterError> {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
     };
+    // Without the hint every trace-level span of the libraries would be made and dropped, on each frame of each stream.
+    let payloads =
+        filter_fn(shows_no_payload).with_max_level_hint(filter.max_level_hint().unwrap_or(LevelFilter::TRACE));
     // An error means that there is one: a second server in this process, or a test with its own.
-    let subscriber = Registry::default().with(lines.with_filter(filter)).with(filter_fn(shows_no_payload));
+    let subscriber = Registry::default().with(lines.with_filter(filter)).with(payloads);
     let _ = tracing::subscriber::set_global_default(subscriber);
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::io::IsTerminal as _;
 use tracing::{Level, Metadata};
 use tracing_subscriber::{
     EnvFilter, Layer as _, Registry,
-    filter::{FilterExt as _, filter_fn},
+    filter::{FilterExt as _, LevelFilter, filter_fn},
     layer::{Filter, SubscriberExt as _},
     util::SubscriberInitExt as _,
 };
@@ -21,7 +21,11 @@ const CARRIERS: [&str; 9] =
 /// # Errors
 /// When it cannot be read.
 pub fn filter(text: &str) -> anyhow::Result<impl Filter<Registry> + use<>> {
-    Ok(EnvFilter::try_new(text)?.and(filter_fn(|line| *line.level() <= Level::INFO || !is_of_a_carrier(line))))
+    let wanted = EnvFilter::try_new(text)?;
+    let shown = filter_fn(|line| *line.level() <= Level::INFO || !is_of_a_carrier(line));
+    // Without the hint every trace-level line of the libraries would be looked at, on each frame of each socket.
+    let shown = shown.with_max_level_hint(wanted.max_level_hint().unwrap_or(LevelFilter::TRACE));
+    Ok(wanted.and(shown))
 }
 
 fn is_of_a_carrier(line: &Metadata<'_>) -> bool {

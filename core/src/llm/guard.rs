@@ -3,12 +3,13 @@
 //! A panic of the provider passes through: the task that owns the reply turns it into an outcome.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
 
 use super::tokens::{estimate_prompt_tokens, estimate_usage};
 use super::{Chunk, ChunkStream, Prompt, Provider, ProviderError};
@@ -135,6 +136,7 @@ impl Provider for Guard {
             stream: Some(attempt.stream),
             limits: self.limits.clone(),
             deadline,
+            alarm: Box::pin(sleep_until(deadline)),
             prompt_tokens,
             text_bytes: 0,
             usage: false,
@@ -163,6 +165,9 @@ struct Guarded {
     stream: Option<ChunkStream>,
     limits: GuardLimits,
     deadline: Instant,
+    /// Rings at the limit of some chunk, or earlier: it is only moved when it would ring too late, since setting a timer for
+    /// each chunk would cost more than the chunk.
+    alarm: Pin<Box<Sleep>>,
     prompt_tokens: u64,
     text_bytes: usize,
     usage: bool,
@@ -192,11 +197,19 @@ impl Guarded {
         }
         let pause = Instant::now() + self.limits.between_chunks;
         let (limit, name) = if pause < self.deadline { (pause, "between chunks") } else { (self.deadline, "total") };
-        Some(match timeout_at(limit, stream.next()).await {
-            Ok(Some(chunk)) => chunk,
-            Ok(None) => Err(ProviderError::Truncated),
-            Err(_) => Err(ProviderError::Timeout(name)),
-        })
+        loop {
+            if limit < self.alarm.deadline() || self.alarm.is_elapsed() {
+                self.alarm.as_mut().reset(limit);
+            }
+            tokio::select! {
+                biased;
+                chunk = stream.next() => return Some(chunk.unwrap_or(Err(ProviderError::Truncated))),
+                () = self.alarm.as_mut() => {}
+            }
+            if Instant::now() >= limit {
+                return Some(Err(ProviderError::Timeout(name)));
+            }
+        }
     }
 
     fn check(&mut self, chunk: Chunk) {

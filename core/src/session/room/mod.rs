@@ -191,6 +191,8 @@ impl Room {
     pub(super) async fn run(mut self: Box<Self>) {
         // `phase` may have changed before this room existed.
         self.phase.mark_changed();
+        let alarm = tokio::time::sleep_until(self.next_deadline());
+        tokio::pin!(alarm);
         loop {
             self.note_emptiness();
             if self.is_done() {
@@ -200,7 +202,12 @@ impl Room {
             self.start_renewal();
             self.settle_half_closed();
             self.start_marks();
+            // Setting a timer costs more than passing on a delta: one that rings too early is harmless, so it is only moved
+            // when it would ring too late.
             let deadline = self.next_deadline();
+            if deadline < alarm.deadline() || alarm.is_elapsed() {
+                alarm.as_mut().reset(deadline);
+            }
             let paused = self.writes.ends_session();
             tokio::select! {
                 biased;
@@ -214,7 +221,7 @@ impl Room {
                 },
                 unmarked = poll(&mut self.marks) => self.marked(unmarked),
                 changed = self.phase.changed(), if !self.gone => self.phase_changed(changed.is_err()),
-                () = tokio::time::sleep_until(deadline) => self.tick(),
+                () = &mut alarm => self.tick(),
             }
         }
         if let Some(marks) = self.marks.take() {

@@ -2,34 +2,46 @@
 
 use axum::response::{IntoResponse, Response};
 use chatbox_proto::{error_code::ErrorCode, json, status::Failure, v1};
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 
 /// A failure on its way to the client.
 #[derive(Debug)]
 pub(crate) struct HttpFailure {
     failure: Failure,
     status: StatusCode,
+    correlation_id: Option<String>,
 }
 
+/// Names one failure in the log.
+const CORRELATION_ID: HeaderName = HeaderName::from_static("x-correlation-id");
+
 impl HttpFailure {
+    /// With the id that the log has about it.
+    pub(crate) fn correlated(mut self, id: String) -> Self {
+        self.correlation_id = Some(id);
+        self
+    }
+
     /// With another status than the table's, where HTTP has a better one.
     pub(crate) fn with_status(status: StatusCode, failure: Failure) -> Self {
-        Self { failure, status }
+        Self { failure, status, correlation_id: None }
     }
 }
 
 impl From<Failure> for HttpFailure {
     fn from(failure: Failure) -> Self {
         let status = StatusCode::from_u16(failure.code.http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Self { failure, status }
+        Self { failure, status, correlation_id: None }
     }
 }
 
 impl IntoResponse for HttpFailure {
     fn into_response(self) -> Response {
-        let Self { failure, status } = self;
+        let Self { failure, status, correlation_id } = self;
         let retry_after = failure.retry_after;
-        let body = json::to_vec(&v1::ErrorResponse { error: Some(failure.into_event(String::new())) });
+        let mut error = failure.into_event(String::new());
+        error.metadata.extend(correlation_id.iter().map(|id| ("correlation_id".to_owned(), id.clone())));
+        let body = json::to_vec(&v1::ErrorResponse { error: Some(error) });
         let mut response = (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
         if let Some(delay) = retry_after {
             // Whole seconds, and never "at once".
@@ -37,6 +49,9 @@ impl IntoResponse for HttpFailure {
             if let Ok(value) = HeaderValue::try_from(seconds.to_string()) {
                 response.headers_mut().insert(header::RETRY_AFTER, value);
             }
+        }
+        if let Some(id) = correlation_id.and_then(|id| HeaderValue::try_from(id).ok()) {
+            response.headers_mut().insert(CORRELATION_ID, id);
         }
         if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

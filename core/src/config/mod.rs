@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use generation::{ModelConfig, OutputLimit, ProviderConfig, ProviderKind};
 pub use server::{DrainConfig, LimitsConfig, LogConfig, LogFormat, TlsConfig};
 pub use session::SessionConfig;
-pub use storage::{KeyConfig, KeysConfig, StoreConfig, StoreTarget};
+pub use storage::{KeyConfig, KeysConfig, StoreConfig, StoreTarget, StoreUrl};
 
 /// The role in the names of variables: `CHATBOX_CORE_…`.
 pub const ROLE: &str = "CORE";
@@ -126,6 +126,11 @@ impl Config {
                 Err(error) => mistakes.push(format!("{name}_file: cannot be read: {}", error.kind())),
             }
         };
+        let mut url = Secret::new(if self.store.has_own_url() { self.store.url.expose() } else { "" });
+        read("store.url".to_owned(), &mut url, &self.store.url_file);
+        if !url.is_empty() {
+            self.store.url = url.expose().to_owned().into();
+        }
         for (index, key) in self.keys.ring.iter_mut().enumerate() {
             read(format!("keys.ring[{index}].key"), &mut key.key, &key.key_file);
         }

@@ -24,6 +24,8 @@ mod identity;
 mod keys;
 mod lifecycle;
 mod model_page;
+mod mongo;
+mod mongo_faults;
 mod ownership;
 mod processes;
 mod provider_faults;

@@ -12,6 +12,8 @@ SCOPE := --workspace --locked
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 CACHE := $(or $(CHATBOX_CACHE),$(CURDIR)/.cache)
 FETCH := $(PYTHON) tests/scripts/fetch.py
+# Runs a command beside a MongoDB and a NATS server.
+SERVERS := $(PYTHON) tests/scripts/servers.py run mongo nats --
 # Fetched programs come last: what the machine has is preferred.
 export PATH := $(PATH):$(CACHE)/bin
 # `default` or `ci`, see .config/nextest.toml.
@@ -47,14 +49,14 @@ build: ## build the binaries (debug)
 test: test-tools web test-build test-rust test-web e2e ## everything that shows the product works
 
 test-tools: ## fetch the programs that the tests use
-	@$(FETCH) buf grpcurl kosoku llmock llama smollm2 chromium $(if $(shell command -v cargo-nextest),,cargo-nextest)
+	@$(FETCH) buf grpcurl kosoku llmock llama smollm2 chromium mongod nats-server $(if $(shell command -v cargo-nextest),,cargo-nextest)
 
 # Binaries and tests in one go: the tests start the binaries.
 test-build:
 	$(CARGO) build $(SCOPE) --bins --tests
 
 test-rust: test-build ## unit tests and scenarios
-	$(CARGO) nextest run $(SCOPE) --profile $(PROFILE) $(ARGS)
+	$(SERVERS) $(CARGO) nextest run $(SCOPE) --profile $(PROFILE) $(ARGS)
 	$(CARGO) test $(SCOPE) --doc --quiet
 
 test-web: ## types and unit tests of the page

@@ -27,6 +27,7 @@ use crate::{
     },
     store::{
         SessionStore,
+        mongo::{MongoOptions, MongoStore},
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -78,6 +79,19 @@ impl App {
     /// # Errors
     /// One line that names the setting; everything that was acquired is released.
     pub async fn bind_with(config: Config, models: Models) -> anyhow::Result<Self> {
+        Self::bind_over(config, models, |store| store).await
+    }
+
+    /// Like [`bind_with`](Self::bind_with), with the store as `wrap` hands it on: for whoever watches or disturbs what is
+    /// asked of it.
+    ///
+    /// # Errors
+    /// One line that names the setting; everything that was acquired is released.
+    pub async fn bind_over(
+        config: Config,
+        models: Models,
+        wrap: impl FnOnce(Arc<dyn SessionStore>) -> Arc<dyn SessionStore>,
+    ) -> anyhow::Result<Self> {
         let ring = Arc::new(KeyRing::from_config(config.keys.primary_id().unwrap_or_default(), config.keys.pairs())?);
         let key_error = |error| anyhow::anyhow!("token: {error}");
         let source = keys::source(&config.token).map_err(key_error)?;
@@ -88,7 +102,7 @@ impl App {
             anyhow::ensure!(config.token.jwks_file.is_empty(), "token.jwks_file: {error}");
             tracing::warn!(%error, "token.jwks_url: the key set could not be read, trying again later");
         }
-        let store = open_store(&config)?;
+        let store = wrap(open_store(&config).await?);
         let secret = match seal::self_test(&ring, &*store).await {
             Ok(secret) => secret,
             Err(error) => {
@@ -406,13 +420,23 @@ fn listen_operators(config: &Config) -> anyhow::Result<Option<TcpListener>> {
     }
 }
 
-fn open_store(config: &Config) -> anyhow::Result<Arc<dyn SessionStore>> {
-    let StoreTarget::Sqlite(path) = config.store.target().map_err(|rule| anyhow::anyhow!("store.url: {rule}"))?;
-    let max = config.store.max_size.as_usize() as u64;
-    let mut options = SqliteOptions::default();
-    options.max_bytes = (max > 0).then_some(max);
-    let store = SqliteStore::open(&path, &options).with_context(|| format!("store.url: {}", path.display()))?;
-    Ok(Arc::new(store))
+async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn SessionStore>> {
+    let settings = &config.store;
+    match settings.target().map_err(|rule| anyhow::anyhow!("store.url: {rule}"))? {
+        StoreTarget::Sqlite(path) => {
+            let max = settings.max_size.as_usize() as u64;
+            let mut options = SqliteOptions::default();
+            options.max_bytes = (max > 0).then_some(max);
+            let store = SqliteStore::open(&path, &options).with_context(|| format!("store.url: {}", path.display()))?;
+            Ok(Arc::new(store))
+        }
+        StoreTarget::Mongo(uri) => {
+            // Sooner than the limit of whoever calls the store, so that its word is heard about what is certain.
+            let call_timeout = settings.call_timeout * 9 / 10;
+            let options = MongoOptions { uri, call_timeout, pool_size: settings.pool_size };
+            Ok(Arc::new(MongoStore::open(&options).await.context("store.url")?))
+        }
+    }
 }
 
 fn server_tls(config: &Config) -> anyhow::Result<Option<ServerTlsConfig>> {

@@ -66,7 +66,10 @@ impl Config {
     fn check_store(&self, mistakes: &mut Vec<String>) {
         if let Err(rule) = self.store.target() {
             mistakes.push(format!("store.url: {rule}"));
+        } else if let Some(rule) = self.store.production_mistake().filter(|_| self.profile.is_production()) {
+            mistakes.push(format!("store.url: {rule}"));
         }
+        within("store.pool_size", self.store.pool_size, 4, 500, mistakes);
         if self.store.max_size != ByteSize::bytes(0) {
             within("store.max_size", self.store.max_size, ByteSize::mib(1), ByteSize::mib(1 << 20), mistakes);
         }

@@ -23,7 +23,7 @@ pub use bus::BusConfig;
 pub use generation::{ModelConfig, OutputLimit, ProviderConfig, ProviderKind};
 pub use server::{DrainConfig, LimitsConfig, LogConfig, LogFormat, TlsConfig};
 pub use session::SessionConfig;
-pub use storage::{KeyConfig, KeysConfig, StoreConfig, StoreTarget};
+pub use storage::{KeyConfig, KeysConfig, StoreConfig, StoreTarget, StoreUrl};
 
 /// The role in the names of variables: `CHATBOX_CORE_…`.
 pub const ROLE: &str = "CORE";
@@ -115,13 +115,18 @@ impl Config {
     fn read_secrets(&mut self, read_file: ReadFile<'_>) -> Vec<String> {
         let mut mistakes = Vec::new();
         mistakes.extend(self.token.read_secret(read_file).err());
+        let mut url = Secret::new(if self.store.has_own_url() { self.store.url.expose() } else { "" });
+        mistakes.extend(url.read_from("store.url", &self.store.url_file, read_file).err());
+        if !url.is_empty() {
+            self.store.url = url.expose().to_owned().into();
+        }
         for (index, key) in self.keys.ring.iter_mut().enumerate() {
             mistakes.extend(key.key.read_from(&format!("keys.ring[{index}].key"), &key.key_file, read_file).err());
         }
         let bus = &mut self.bus;
-        read("bus.token".to_owned(), &mut bus.token, &bus.token_file);
-        read("bus.password".to_owned(), &mut bus.password, &bus.password_file);
-        read("bus.credentials".to_owned(), &mut bus.credentials, &bus.credentials_file);
+        mistakes.extend(bus.token.read_from("bus.token", &bus.token_file, read_file).err());
+        mistakes.extend(bus.password.read_from("bus.password", &bus.password_file, read_file).err());
+        mistakes.extend(bus.credentials.read_from("bus.credentials", &bus.credentials_file, read_file).err());
         for (name, provider) in &mut self.providers {
             let name = format!("providers.{name}.api_key");
             mistakes.extend(provider.api_key.read_from(&name, &provider.api_key_file, read_file).err());

@@ -2,7 +2,7 @@
 //!
 //! The product: [`stack`] (core and edge in this process), [`pair`] (the two binaries), [`dev`] (the real `chatbox dev`).
 //! Servers: [`provider`] (an OpenAI-compatible server that follows a script), [`llmock`],
-//! [`llama`] (a real model), [`jwks`] (a key set), [`proxy`] (a network that misbehaves). Clients: [`client`] over
+//! [`llama`] (a real model), [`mongod`] (replica sets), [`jwks`] (a key set), [`proxy`] (a network that misbehaves). Clients: [`client`] over
 //! [`ws`] in both encodings and over [`grpc`], [`http`], foreign ones in [`programs`]. Around them: [`process`], [`tools`], [`ports`], [`token`],
 //! [`contract`] (every call that there is), [`history`], [`transcript`], [`metrics`], [`served`], [`wait`].
 //!
@@ -20,6 +20,7 @@ pub mod jwks;
 pub mod llama;
 pub mod llmock;
 pub mod metrics;
+pub mod mongod;
 pub mod pair;
 pub mod ports;
 pub mod process;

@@ -1,6 +1,10 @@
 //! One file for each behaviour.
 
 mod bad_input;
+mod chaos;
+mod chaos_evidence;
+mod chaos_failpoints;
+mod chaos_mutants;
 mod conversation;
 mod dev;
 mod edge_drain;
@@ -22,6 +26,8 @@ mod keys;
 mod lifecycle;
 mod long_replies;
 mod model_page;
+mod mongo;
+mod mongo_faults;
 mod ownership;
 mod processes;
 mod races;

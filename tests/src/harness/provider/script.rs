@@ -13,6 +13,8 @@ pub enum Step {
     Bytes(Vec<u8>),
     /// Wait at a gate, or until the client leaves.
     Gate(Gate),
+    /// Pause between two pieces, or until the client leaves.
+    Pause(Duration),
     /// Send nothing more; wait until the client leaves.
     Hang,
     /// Drop the connection with a reset.
@@ -186,6 +188,12 @@ impl Script {
     #[must_use]
     pub fn gate(self, gate: &Gate) -> Self {
         self.step(Step::Gate(gate.clone()))
+    }
+
+    /// Pauses, as a model does while it thinks.
+    #[must_use]
+    pub fn pause(self, pause: Duration) -> Self {
+        self.step(Step::Pause(pause))
     }
 
     /// Sends nothing more.

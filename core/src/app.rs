@@ -39,6 +39,7 @@ pub struct App {
     config: Config,
     store: Arc<dyn SessionStore>,
     directory: Directory,
+    models: Models,
     server: GrpcServer,
     verifier: Arc<Verifier>,
     metrics: Metrics,
@@ -104,7 +105,7 @@ impl App {
         });
         let services = Services {
             sessions: Sessions::new(directory.clone()),
-            models,
+            models: models.clone(),
             verifier: verifier.clone(),
             ring,
             limits: grpc_limits(&config),
@@ -113,7 +114,7 @@ impl App {
             leaving: leaving.clone(),
         };
         let server = GrpcServer::new(services, tls);
-        Ok(Self { config, store, directory, server, verifier, metrics, streams, leaving, grpc, operators })
+        Ok(Self { config, store, directory, models, server, verifier, metrics, streams, leaving, grpc, operators })
     }
 
     /// Where clients connect to.
@@ -135,7 +136,7 @@ impl App {
     /// # Errors
     /// When the server could not be started, or ended by itself.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { config, store, directory, server, verifier, metrics, streams, leaving, grpc, operators } = self;
+        let Self { config, store, directory, models, server, verifier, metrics, streams, leaving, grpc, operators } = self;
         let health = server.health();
         let (stop_accepting, stop) = (CancellationToken::new(), CancellationToken::new());
         // Dropping this future, rather than cancelling `shutdown`, leaves no task behind.
@@ -195,6 +196,8 @@ impl App {
         }
         let rest = async {
             directory.drained().await;
+            // Answers that were cut may have to be stopped by a call of their own.
+            models.settled().await;
             streams.close();
             streams.wait().await;
             store.close().await;

@@ -53,6 +53,7 @@ pub struct App {
     store: Arc<dyn SessionStore>,
     peers: Peers,
     directory: Directory,
+    models: Models,
     server: GrpcServer,
     verifier: Arc<Verifier>,
     register: Register,
@@ -140,7 +141,7 @@ impl App {
         let services = Services {
             sessions: Sessions::new(directory.clone()),
             rotation: Rotation::new(store.clone(), ring.clone(), register.clone(), call),
-            models,
+            models: models.clone(),
             verifier: verifier.clone(),
             ring,
             limits: grpc_limits(&config),
@@ -154,6 +155,7 @@ impl App {
             store,
             peers,
             directory,
+            models,
             server,
             verifier,
             register,
@@ -189,6 +191,7 @@ impl App {
             store,
             peers,
             directory,
+            models,
             server,
             verifier,
             register,
@@ -314,6 +317,8 @@ impl Leaving {
         }
         let rest = async {
             directory.drained().await;
+            // Answers that were cut may have to be stopped by a call of their own.
+            models.settled().await;
             streams.close();
             streams.wait().await;
             // Its row would lapse all the same.

@@ -7,6 +7,7 @@
 mod bus;
 mod check;
 mod generation;
+mod model;
 mod server;
 mod session;
 mod storage;
@@ -20,7 +21,8 @@ use chatbox_proto::{
 use serde::{Deserialize, Serialize};
 
 pub use bus::BusConfig;
-pub use generation::{ModelConfig, OutputLimit, ProviderConfig, ProviderKind};
+pub use generation::{KeyPlace, OutputLimit, ProviderConfig, ProviderKind};
+pub use model::{ModelConfig, OnLoss};
 pub use server::{DrainConfig, LimitsConfig, LogConfig, LogFormat, TlsConfig};
 pub use session::SessionConfig;
 pub use storage::{KeyConfig, KeysConfig, StoreConfig, StoreTarget, StoreUrl};
@@ -51,7 +53,7 @@ pub struct Config {
     pub keys: KeysConfig,
     /// How tokens are verified.
     pub token: TokenConfig,
-    /// Who generates text, by name: tables like `[providers.openai]`. `openai` and `demo` are always there.
+    /// Who generates text, by name: tables like `[providers.openai]`. `openai`, `anthropic`, `dify` and `demo` are always there.
     #[serde(deserialize_with = "generation::with_built_in")]
     pub providers: BTreeMap<String, ProviderConfig>,
     /// The models that may be chosen, in this order. Default none; in the `dev` profile the demo model then.
@@ -102,8 +104,9 @@ impl Config {
         Ok(config)
     }
 
-    /// On a laptop nothing has to be configured to see an answer.
+    /// What depends on other settings. On a laptop nothing has to be configured to see an answer.
     fn complete(&mut self) {
+        self.providers.values_mut().for_each(ProviderConfig::complete);
         if !self.profile.is_production() && self.models.is_empty() {
             self.models.push(ModelConfig::demo());
             if self.default_model.is_empty() {

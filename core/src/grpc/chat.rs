@@ -17,13 +17,14 @@ use tonic::{Code, Status, Streaming};
 use tracing::{Instrument as _, Span};
 
 use super::{
-    auth::Authenticator,
+    auth::{self, Authenticator},
     convert::{self, ClientFrame, Open},
     core::{CoreService, FrameLimits},
     limits::{FrameRate, Strikes},
 };
 use crate::{
     domain::{entry::Sender, time::Timestamp},
+    llm::registry::Models,
     session::{Attach, Closed, OpenSession, Queue, Sessions, event},
 };
 
@@ -34,6 +35,7 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct Connection {
     sessions: Sessions,
     authenticator: Authenticator,
+    models: Models,
     identity: Identity,
     caller: Sender,
     queue: Queue,
@@ -61,6 +63,7 @@ impl Connection {
         Self {
             sessions: service.sessions.clone(),
             authenticator: service.authenticator.clone(),
+            models: service.models.clone(),
             identity,
             caller,
             queue,
@@ -194,6 +197,7 @@ impl Connection {
             created,
             done,
         };
+        auth::may_choose(&self.identity, &self.models, &open.model)?;
         let attach = self.sessions.attach(&self.caller, open.session, &open.model, join);
         // The token may expire and the server may leave meanwhile: neither is looked at for longer than this.
         let attached = tokio::time::timeout(OPEN_TIMEOUT, attach).await;

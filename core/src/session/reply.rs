@@ -26,6 +26,8 @@ pub(super) enum ReplyEvent {
     Prompted(u64),
     /// The provider's own id of the request.
     RequestId(String),
+    /// Id of the model that answers instead of the chosen one.
+    Model(String),
     /// Text; never empty.
     Text(String),
     /// The last event.
@@ -88,6 +90,7 @@ impl ReplyJob {
             messages,
             max_output_tokens: info.max_output_tokens,
             user_hash: self.user_hash.clone(),
+            conversation: None,
         })
     }
 
@@ -105,6 +108,9 @@ impl ReplyJob {
             let event = match chunk {
                 Ok(Chunk::Text(text)) => ReplyEvent::Text(text),
                 Ok(Chunk::RequestId(id)) => ReplyEvent::RequestId(id),
+                Ok(Chunk::Model(id)) => ReplyEvent::Model(id),
+                // Nothing keeps it with the session: every prompt holds all that has to be known.
+                Ok(Chunk::Conversation(_) | Chunk::Reasoning) => continue,
                 Ok(Chunk::Usage(reported)) => {
                     usage = Some(reported);
                     continue;

@@ -121,6 +121,7 @@ impl Core {
                 context_tokens: 4096,
                 max_output_tokens: 1024,
                 system_prompt: None,
+                ..ModelInfo::default()
             },
             provider: Arc::new(Led { turns: sender.clone(), panics }),
         };

@@ -230,6 +230,15 @@ impl RawH2 {
         Ok(end)
     }
 
+    /// Waits until the peer ends the connection, without a word to it.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn end_in_silence(&mut self) -> Result<()> {
+        while self.next().await?.is_some() {}
+        Ok(())
+    }
+
     async fn answer(&mut self, came: &Frame) {
         if matches!(came.kind, kind::SETTINGS | kind::PING) && came.flags & flag::ACK == 0 {
             let payload: &[u8] = if came.kind == kind::PING { &came.payload } else { &[] };

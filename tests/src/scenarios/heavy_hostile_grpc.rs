@@ -307,14 +307,14 @@ async fn who_does_not_begin_is_cut_and_holds_no_place_for_long() {
             let mut client = RawH2::silent(alone, core).await.unwrap();
             // A part of the preface is not a beginning.
             client.send(&PREFACE[..10]).await.unwrap();
-            client.end().await.unwrap();
+            client.end_in_silence().await.unwrap();
             assert!(started.elapsed() >= HANDSHAKE, "{:?}", started.elapsed());
             // More silent ones than there are places for their address: the others are closed at once, and all are in the end.
             let mut crowd = Vec::new();
             for _ in 0..PER_IP + 8 {
                 crowd.push(RawH2::silent(HOSTILE, core).await.unwrap());
             }
-            join_all(crowd.iter_mut().map(|client| async { client.end().await.unwrap() })).await;
+            join_all(crowd.iter_mut().map(|client| async { client.end_in_silence().await.unwrap() })).await;
         })
         .await;
     // From many addresses, more than there are places at all: somebody new is served when the first of them are cut.

@@ -1,6 +1,8 @@
 //! Much text: whatever is asked for comes in portions that a client takes with the limits it has unless told otherwise,
 //! 4 MiB of one message for gRPC.
 
+use std::time::Duration;
+
 use chatbox_proto::v1::{
     ListMessagesRequest, Message,
     chat_request::{Frame, Open, Stop},
@@ -17,8 +19,8 @@ use crate::harness::{
     stack::{Setup, Stack},
 };
 
-/// Answers in all: 5 MB of text, more than one message of a client's limit.
-const REPLIES: usize = 48;
+/// Answers in all: 4.5 MB of text, more than one message of a client's limit.
+const REPLIES: usize = 42;
 
 /// The text of one answer.
 fn text() -> String {
@@ -78,10 +80,14 @@ async fn replayed(client: &mut Client, session_id: &str) -> (usize, Option<(Stri
 }
 
 #[tokio::test]
-async fn many_long_replies_reach_clients_with_the_limits_that_clients_have_by_default() {
+async fn heavy_many_long_replies_reach_clients_with_the_limits_that_clients_have_by_default() {
     let provider = Provider::start().await.unwrap();
     provider.always("m", Script::reply([text()]));
-    let stack = Stack::start(Setup::new().unwrap().with_models(&provider, &["m"])).await.unwrap();
+    let mut setup = Setup::new().unwrap().with_models(&provider, &["m"]);
+    for settings in setup.core.providers.values_mut() {
+        (settings.chunk_timeout, settings.total_timeout) = (Duration::from_secs(120), Duration::from_secs(240));
+    }
+    let stack = Stack::start(setup).await.unwrap();
     let session_id = long_session(&stack).await;
     agree(&mut stack.core("alice").unwrap(), &stack.http("alice").unwrap(), &session_id).await;
 

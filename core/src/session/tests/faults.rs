@@ -104,7 +104,7 @@ impl Faults {
 /// Paused time runs on by itself when all tasks wait, also for a thread of the store: it stands still while blocking work
 /// is under way, so there is some for as long as the call takes.
 async fn still<T>(call: impl Future<Output = T>) -> T {
-    let (done, called) = std::sync::mpsc::channel::<()>();
+    let (done, called) = std::sync::mpsc::sync_channel::<()>(1);
     let standing = tokio::task::spawn_blocking(move || {
         let _ = called.recv();
     });

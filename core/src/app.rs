@@ -247,6 +247,7 @@ impl App {
             store,
             peers,
             directory,
+            models,
             register,
             metrics,
             streams,
@@ -267,6 +268,7 @@ struct Leaving {
     store: Arc<dyn SessionStore>,
     peers: Peers,
     directory: Directory,
+    models: Models,
     register: Register,
     metrics: Metrics,
     streams: TaskTracker,
@@ -284,6 +286,7 @@ impl Leaving {
             store,
             peers,
             directory,
+            models,
             register,
             metrics,
             streams,
@@ -351,7 +354,7 @@ pub async fn verify_payloads(
     progress: impl FnMut(Verified, Option<Finding>),
 ) -> anyhow::Result<Verified> {
     let ring = Arc::new(KeyRing::from_config(config.keys.primary_id().unwrap_or_default(), config.keys.pairs())?);
-    let store = open_store(config)?;
+    let store = open_store(config).await?;
     let verified = async {
         seal::self_test(&ring, &*store).await.context("keys.ring: the self-test failed")?;
         Ok(PayloadVerifier::new(store.clone(), ring, config.store.call_timeout).run(progress).await?)

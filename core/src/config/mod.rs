@@ -16,7 +16,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use chatbox_proto::{
     settings::{self, Mistakes, Profile, ReadFile, Vars},
-    token::TokenConfig,
+    token::{Secret, TokenConfig},
 };
 use serde::{Deserialize, Serialize};
 

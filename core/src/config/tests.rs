@@ -230,9 +230,11 @@ fn each_kind_of_provider_is_set_up_by_its_key_alone_and_asks_its_own_service() {
 
 #[test]
 fn fallbacks_are_models_with_room_and_the_default_is_for_everybody() {
-    let second = "[[models]]\nid = \"small\"\ncontext_tokens = 2048\n[[models]]\nid = \"spare\"\nfallbacks = [\"gpt\"]\n";
+    let second =
+        "[[models]]\nid = \"small\"\ncontext_tokens = 2048\n[[models]]\nid = \"spare\"\nfallbacks = [\"gpt\"]\n";
     let with = |lines: &str| format!("{}{lines}{second}", good());
-    let config = load(&with("fallbacks = [\"spare\"]\non_loss = \"restart\"\nprompt_price = 2.5\n"), &[]).expect("good");
+    let config =
+        load(&with("fallbacks = [\"spare\"]\non_loss = \"restart\"\nprompt_price = 2.5\n"), &[]).expect("good");
     let models = config.build_models().expect("models");
     let info = &models.default_model().info;
     assert_eq!((info.fallbacks.as_slice(), info.price.prompt), (&["spare".to_owned()][..], 2_500));

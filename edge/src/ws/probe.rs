@@ -1,7 +1,10 @@
 //! What the edge makes of bytes, for tests that feed it any: the same functions as on a live socket, without one.
 
 use bytes::Bytes;
-use chatbox_proto::status::Failure;
+use chatbox_proto::{
+    peek::{self, Event},
+    status::Failure,
+};
 
 pub use super::frame::Untranslatable;
 use super::frame::{self, Dialect, Kind, Payload};
@@ -42,8 +45,8 @@ pub fn decode(json: bool, bytes: Bytes) -> Result<Taken, Refused> {
     let (kind, token) = match frame.kind {
         Kind::Open(token) => ("open", token),
         Kind::RefreshToken(token) => ("refresh_token", token),
-        Kind::Leave => ("leave", String::new()),
-        Kind::Other => ("other", String::new()),
+        Kind::Detach | Kind::EndSession => ("leave", String::new()),
+        Kind::Send(_) | Kind::Repeatable | Kind::Typing | Kind::Other => ("other", String::new()),
     };
     Ok(Taken { request_id: frame.request_id, kind, token, bytes: frame.bytes })
 }
@@ -62,8 +65,14 @@ pub fn translate(json: bool, event: Bytes) -> Result<Bytes, Untranslatable> {
 /// The close code that an event asks for.
 #[must_use]
 pub fn closes_with(event: &Bytes) -> Option<u16> {
-    match frame::look(event) {
-        frame::Passing::ClosesWith(code) => Some(code),
-        frame::Passing::TokenExpiring | frame::Passing::Nothing => None,
+    match peek::event(event) {
+        Event::Error { close_code, .. } | Event::GoingAway { close_code } => frame::close_code(close_code),
+        Event::Opened
+        | Event::Entry { .. }
+        | Event::Piece { .. }
+        | Event::CaughtUp
+        | Event::TokenExpiring
+        | Event::Ack { .. }
+        | Event::Other => None,
     }
 }

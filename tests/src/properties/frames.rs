@@ -5,8 +5,8 @@ use chatbox_core::grpc::check_frame;
 use chatbox_edge::probe;
 use chatbox_proto::{
     json,
-    peek::{self, EventKind, FrameKind},
-    v1::{ChatRequest, ChatResponse, chat_request::Frame, chat_response::Event},
+    peek::{self, FrameKind},
+    v1::{ChatRequest, ChatResponse, chat_request::Frame, chat_response::Event, entry},
 };
 use prost::Message as _;
 use serde_json::Value;
@@ -121,9 +121,9 @@ pub fn server_event(data: &[u8]) {
         assert!(translated.is_err());
         return;
     };
-    let peeked = peek::Event::decode(data).expect("the short look refuses nothing that decodes");
-    peeked_event(&peeked, &response);
+    // The short look is for what core encodes.
     let canonical = Bytes::from(response.encode_to_vec());
+    peeked_event(peek::event(&canonical), &response);
     let asked = match &response.event {
         Some(Event::Error(error)) => error.close_code,
         Some(Event::GoingAway(going)) => going.close_code,
@@ -142,28 +142,32 @@ pub fn server_event(data: &[u8]) {
     }
 }
 
-fn peeked_event(peeked: &peek::Event, response: &ChatResponse) {
-    let Some((peeked, event)) = peeked.kind.as_ref().zip(response.event.as_ref()) else {
-        assert!(peeked.kind.is_none() && response.event.is_none());
-        return;
-    };
-    match (peeked, event) {
-        (EventKind::Entry(short), Event::Entry(full)) => assert_eq!(short.seq, full.seq),
-        (EventKind::CaughtUp(short), Event::CaughtUp(full)) => assert_eq!(short.seq, full.seq),
-        (EventKind::ReplyDelta(short), Event::ReplyDelta(full)) => {
-            assert_eq!((&short.message_id, short.next_offset), (&full.message_id, full.next_offset));
+fn peeked_event(peeked: peek::Event<'_>, response: &ChatResponse) {
+    use peek::Event as Short;
+    match (peeked, &response.event) {
+        (Short::Entry { seq, message }, Some(Event::Entry(full))) => {
+            assert_eq!(seq, full.seq);
+            if let Some(entry::Kind::Message(full)) = &full.kind {
+                let sender = full.sender.as_ref().map_or("", |sender| &sender.user_id);
+                let written = peek::written(message.expect("the message is in it"));
+                assert_eq!(written, (sender, full.client_message_id.as_str()));
+            }
         }
-        (EventKind::ReplySnapshot(short), Event::ReplySnapshot(full)) => {
-            assert_eq!((&short.message_id, short.next_offset), (&full.message_id, full.next_offset));
+        (Short::Piece { message_id, next_offset }, Some(Event::ReplyDelta(full))) => {
+            assert_eq!((message_id, next_offset), (full.message_id.as_str(), full.next_offset));
         }
-        (EventKind::Ack(short), Event::Ack(full)) => assert_eq!(short.request_id, full.request_id),
-        (EventKind::Error(short), Event::Error(full)) => assert_eq!(short.request_id, full.request_id),
-        (EventKind::Opened(_), Event::Opened(_))
-        | (EventKind::Typing(_), Event::Typing(_))
-        | (EventKind::Presence(_), Event::Presence(_))
-        | (EventKind::Heartbeat(_), Event::Heartbeat(_))
-        | (EventKind::TokenExpiring(_), Event::TokenExpiring(_))
-        | (EventKind::GoingAway(_), Event::GoingAway(_)) => {}
+        (Short::Piece { message_id, next_offset }, Some(Event::ReplySnapshot(full))) => {
+            assert_eq!((message_id, next_offset), (full.message_id.as_str(), full.next_offset));
+        }
+        (Short::Ack { request_id }, Some(Event::Ack(full))) => assert_eq!(request_id, full.request_id),
+        (Short::Error { request_id, close_code }, Some(Event::Error(full))) => {
+            assert_eq!((request_id, close_code), (full.request_id.as_str(), full.close_code));
+        }
+        (Short::GoingAway { close_code }, Some(Event::GoingAway(full))) => assert_eq!(close_code, full.close_code),
+        (Short::Opened, Some(Event::Opened(_)))
+        | (Short::CaughtUp, Some(Event::CaughtUp(_)))
+        | (Short::TokenExpiring, Some(Event::TokenExpiring(_)))
+        | (Short::Other, None | Some(Event::Typing(_) | Event::Presence(_) | Event::Heartbeat(_))) => {}
         (short, full) => unreachable!("{short:?} is not {full:?}"),
     }
 }

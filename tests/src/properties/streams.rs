@@ -96,7 +96,8 @@ pub fn chunks(data: &[u8]) {
         match chunk {
             Chunk::Text(text) => assert!(!text.is_empty()),
             Chunk::RequestId(id) => assert!(!id.is_empty() && id.len() <= 200 && id.is_ascii()),
-            Chunk::Usage(_) | Chunk::Finished(_) => {}
+            Chunk::Usage(_) | Chunk::Finished(_) | Chunk::Reasoning => {}
+            Chunk::Model(_) | Chunk::Conversation(_) => unreachable!("this format has none"),
         }
     }
     if let Err(ProviderError::Event(name)) = outcome {

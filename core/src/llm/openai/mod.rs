@@ -15,7 +15,11 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::{Chunk, ProviderError, sse::SseDecoder};
+use super::{
+    Chunk, ProviderError,
+    sse::SseDecoder,
+    stream::{Decoder as _, Progress},
+};
 
 /// Reads a recorded response body that arrived in these pieces, as a live one is read: the chunks up to the end or the
 /// first fault, which comes with the fault.
@@ -37,7 +41,7 @@ fn decode_into(
     let mut decoder = wire::ReplyDecoder::new(None, ready);
     for mut piece in pieces {
         while let Some(event) = events.decode(&mut piece).map_err(|_| ProviderError::Malformed("event too large"))? {
-            if decoder.event(&event, ready)? == wire::Progress::Done {
+            if decoder.event(&event, ready)? == Progress::Done {
                 return Ok(());
             }
         }

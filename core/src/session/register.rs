@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Under this name the store keeps the register.
-const NAME: &str = "cores";
+const NAME: &str = "register";
 
 /// Between two renewals of a core's own row.
 const RENEW: Duration = Duration::from_secs(2);

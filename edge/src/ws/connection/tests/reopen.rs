@@ -214,11 +214,13 @@ async fn streams_that_bring_nothing_are_not_opened_for_ever() {
 
 #[tokio::test(start_paused = true)]
 async fn a_quiet_stream_outlives_any_number_of_cores() {
-    let mut client = Client::connect_with(Dialect::Json, resuming(), &FakeCore::new()).await;
+    let mut config = resuming();
+    // This client has no time to answer pings in.
+    config.socket.ping_interval = after(600);
+    let mut client = Client::connect_with(Dialect::Json, config, &FakeCore::new()).await;
     let mut chat = client.live(5).await;
     for _ in 0..20 {
         tokio::time::advance(after(11)).await;
-        // A client that reads answers pings.
         chat.send(heartbeat(5)).await;
         assert_eq!(client.event().await, heartbeat(5));
         chat.fail(core_unavailable()).await;

@@ -243,7 +243,7 @@ pub async fn verify_payloads(
     progress: impl FnMut(Verified, Option<Finding>),
 ) -> anyhow::Result<Verified> {
     let ring = Arc::new(KeyRing::from_config(config.keys.primary_id().unwrap_or_default(), config.keys.pairs())?);
-    let store = open_store(config)?;
+    let store = open_store(config).await?;
     let verified = async {
         seal::self_test(&ring, &*store).await.context("keys.ring: the self-test failed")?;
         Ok(PayloadVerifier::new(store.clone(), ring, config.store.call_timeout).run(progress).await?)

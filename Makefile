@@ -82,6 +82,7 @@ fuzz: ## look for inputs that break a property: T=sse (all) TIME=180 (seconds ea
 # What is measured is what is shipped: the bench is built without the other packages' test features, which the whole
 # workspace would bring, and so shares all dependencies with the binaries.
 bench: ## speed and memory, each figure beside its reference: ARGS='bridge --json --rounds 9'
+	@$(FETCH) mongod
 	$(CARGO) build $(SCOPE) --release --bins
 	$(CARGO) bench --locked --package chatbox-tests --bench figures -- $(ARGS)
 

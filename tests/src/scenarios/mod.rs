@@ -38,4 +38,5 @@ mod resume_slow;
 mod samples;
 mod tls;
 mod transcript;
+mod two_cores;
 mod websocket_cases;

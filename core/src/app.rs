@@ -1,5 +1,7 @@
 //! Core as a whole: bound first, then run, then drained. No state is process-wide, so several fit into one process.
 
+mod peers;
+
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
@@ -9,8 +11,10 @@ use tokio::{net::TcpListener, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
+use self::peers::Peers;
 use crate::{
-    config::{Config, StoreTarget, TlsConfig},
+    bus::Bus,
+    config::{Config, DrainConfig, StoreTarget, TlsConfig},
     grpc::{FrameLimits, GrpcLimits, GrpcServer, Health, PageSizes, Services},
     keys,
     llm::registry::Models,
@@ -47,6 +51,7 @@ const PROBE_EVERY: Duration = Duration::from_secs(1);
 pub struct App {
     config: Config,
     store: Arc<dyn SessionStore>,
+    peers: Peers,
     directory: Directory,
     server: GrpcServer,
     verifier: Arc<Verifier>,
@@ -105,9 +110,13 @@ impl App {
                 return Err(error).context("keys.ring: the self-test failed");
             }
         };
-        // Last, so that a port that listens is a core that can serve.
-        let bound = listen("listen", config.listen).and_then(|grpc| Ok((grpc, listen_operators(&config)?)));
-        let (grpc, operators) = match bound {
+        // The listeners last, so that a port that listens is a core that can serve.
+        let bound = async {
+            let peers = Box::pin(Peers::join(&config, store.clone())).await?;
+            let grpc = listen("listen", config.listen)?;
+            anyhow::Ok((peers, grpc, listen_operators(&config)?))
+        };
+        let (peers, grpc, operators) = match bound.await {
             Ok(bound) => bound,
             Err(error) => {
                 store.close().await;
@@ -119,6 +128,7 @@ impl App {
         let (streams, leaving) = (TaskTracker::new(), CancellationToken::new());
         let directory = Directory::new(Parts {
             store: store.clone(),
+            bus: peers.bus.clone(),
             models: models.clone(),
             ring: ring.clone(),
             secret,
@@ -139,7 +149,20 @@ impl App {
             leaving: leaving.clone(),
         };
         let server = GrpcServer::new(services, tls);
-        Ok(Self { config, store, directory, server, verifier, register, metrics, streams, leaving, grpc, operators })
+        Ok(Self {
+            config,
+            store,
+            peers,
+            directory,
+            server,
+            verifier,
+            register,
+            metrics,
+            streams,
+            leaving,
+            grpc,
+            operators,
+        })
     }
 
     /// Where clients connect to.
@@ -161,8 +184,20 @@ impl App {
     /// # Errors
     /// When the server could not be started, or ended by itself.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { config, store, directory, server, verifier, register, metrics, streams, leaving, grpc, operators } =
-            self;
+        let Self {
+            config,
+            store,
+            peers,
+            directory,
+            server,
+            verifier,
+            register,
+            metrics,
+            streams,
+            leaving,
+            grpc,
+            operators,
+        } = self;
         let health = server.health();
         let (stop_accepting, stop) = (CancellationToken::new(), CancellationToken::new());
         // Dropping this future, rather than cancelling `shutdown`, leaves no task behind.
@@ -182,6 +217,7 @@ impl App {
         background.spawn(until(stop.clone(), async move { verifier.keep_fresh().await }));
         let probe = Probe {
             store: store.clone(),
+            bus: peers.bus.clone(),
             health: health.clone(),
             ready: ready.clone(),
             limit: config.store.call_timeout,
@@ -194,6 +230,9 @@ impl App {
 
         tokio::select! {
             () = shutdown.cancelled() => {}
+            () = peers.lost() => {
+                tracing::error!("another core has taken the store over, this one leaves");
+            }
             ended = &mut serving => {
                 store.close().await;
                 ended.context("the gRPC server died")?.context("listen")?;
@@ -201,13 +240,64 @@ impl App {
             }
         }
 
+        let leaving = Leaving {
+            store,
+            peers,
+            directory,
+            register,
+            metrics,
+            streams,
+            leaving,
+            health,
+            ready,
+            stop_accepting,
+            stop,
+            background,
+        };
+        Box::pin(leaving.drain(&config.drain)).await;
+        Ok(())
+    }
+}
+
+/// What has to end.
+struct Leaving {
+    store: Arc<dyn SessionStore>,
+    peers: Peers,
+    directory: Directory,
+    register: Register,
+    metrics: Metrics,
+    streams: TaskTracker,
+    leaving: CancellationToken,
+    health: Health,
+    ready: operators::Ready,
+    stop_accepting: CancellationToken,
+    stop: CancellationToken,
+    background: TaskTracker,
+}
+
+impl Leaving {
+    async fn drain(self, drain: &DrainConfig) {
+        let Self {
+            store,
+            peers,
+            directory,
+            register,
+            metrics,
+            streams,
+            leaving,
+            health,
+            ready,
+            stop_accepting,
+            stop,
+            background,
+        } = self;
         // The phases of the way out. One deadline bounds them all; whoever does not make it is cut by the runtime's end.
         // 1. Readiness goes down, and load balancers get time to notice.
         // 2. No connection is accepted any more; every stream is told `going_away`.
         // 3. Running replies may finish within the grace.
         // 4. The rest is cut as INTERRUPTED, and written.
-        // 5. Listeners and background tasks end; the store is closed.
-        let drain = &config.drain;
+        // 5. The bus is closed, so that the last entries reach the other cores; then the store.
+        // 6. Listeners and background tasks end.
         let deadline = Instant::now() + drain.deadline;
         tracing::info!(sessions = metrics.sessions_live.get(), streams = metrics.subscribers.get(), "draining");
         ready.set(false);
@@ -228,6 +318,7 @@ impl App {
             streams.wait().await;
             // Its row would lapse all the same.
             let _ = register.leave().await;
+            peers.leave().await;
             store.close().await;
             stop.cancel();
             background.close();
@@ -242,7 +333,6 @@ impl App {
                 "the drain deadline has passed, cutting the rest"
             ),
         }
-        Ok(())
     }
 }
 
@@ -256,7 +346,7 @@ pub async fn verify_payloads(
     progress: impl FnMut(Verified, Option<Finding>),
 ) -> anyhow::Result<Verified> {
     let ring = Arc::new(KeyRing::from_config(config.keys.primary_id().unwrap_or_default(), config.keys.pairs())?);
-    let store = open_store(config)?;
+    let store = open_store(config).await?;
     let verified = async {
         seal::self_test(&ring, &*store).await.context("keys.ring: the self-test failed")?;
         Ok(PayloadVerifier::new(store.clone(), ring, config.store.call_timeout).run(progress).await?)
@@ -273,9 +363,11 @@ async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
     }
 }
 
-/// Looks every second: readiness is what the store says; tasks are counted.
+/// Looks every second: readiness is what the store says, once the bus has been reached; tasks are counted. A bus that is
+/// lost later makes a core slower and not unfit: all cores would be unfit at once.
 struct Probe {
     store: Arc<dyn SessionStore>,
+    bus: Arc<dyn Bus>,
     health: Health,
     ready: operators::Ready,
     limit: Duration,
@@ -293,7 +385,11 @@ impl Probe {
             ticks.tick().await;
             let tasks = self.directory.tasks_left() + self.streams.len();
             self.metrics.tasks_live.set(tasks.try_into().unwrap_or(i64::MAX));
-            let serves = matches!(tokio::time::timeout(self.limit, self.store.ping()).await, Ok(Ok(())));
+            let bus = self.bus.liveness();
+            self.metrics.bus_connected.set(bus.connected.into());
+            self.metrics.bus_dropped.inc_by(bus.dropped.saturating_sub(self.metrics.bus_dropped.get()));
+            let stored = matches!(tokio::time::timeout(self.limit, self.store.ping()).await, Ok(Ok(())));
+            let serves = stored && bus.was_connected;
             if before != Some(serves) {
                 before = Some(serves);
                 tracing::info!(ready = serves, "readiness");
@@ -373,6 +469,7 @@ fn session_limits(config: &Config) -> SessionLimits {
         heartbeat: session.heartbeat,
         checkpoint: session.checkpoint,
         store_call: config.store.call_timeout,
+        reply_lapse: session.reply_lapse,
         away_jitter: config.drain.jitter,
     }
 }

@@ -23,6 +23,7 @@ impl Config {
         let mut mistakes = Vec::new();
         self.check_listeners(&mut mistakes);
         self.check_store(&mut mistakes);
+        self.bus.check(self.profile.is_production(), &mut mistakes);
         self.check_keys(&mut mistakes);
         mistakes.extend(self.token.check(self.profile.is_production()));
         self.check_models(&mut mistakes);
@@ -146,6 +147,7 @@ impl Config {
             &[
                 ("session.heartbeat", session.heartbeat, ms(100), 5 * MINUTE),
                 ("session.checkpoint", session.checkpoint, ms(50), ms(10_000)),
+                ("session.reply_lapse", session.reply_lapse, ms(2_000), 5 * MINUTE),
                 ("session.expiry_warning", session.expiry_warning, Duration::ZERO, HOUR),
             ],
             mistakes,

@@ -4,6 +4,7 @@
 //!
 //! Every setting is also a variable: see [`chatbox_proto::settings`]. Those of core begin with `CHATBOX_CORE_`.
 
+mod bus;
 mod check;
 mod generation;
 mod server;
@@ -18,6 +19,7 @@ use chatbox_proto::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use bus::BusConfig;
 pub use generation::{ModelConfig, OutputLimit, ProviderConfig, ProviderKind};
 pub use server::{DrainConfig, LimitsConfig, LogConfig, LogFormat, TlsConfig};
 pub use session::SessionConfig;
@@ -43,6 +45,8 @@ pub struct Config {
     pub tls: TlsConfig,
     /// Where sessions are kept.
     pub store: StoreConfig,
+    /// The way between cores that share the store.
+    pub bus: BusConfig,
     /// The keys that what is stored is sealed with.
     pub keys: KeysConfig,
     /// How tokens are verified.
@@ -71,6 +75,7 @@ impl Default for Config {
             default_model: String::new(),
             tls: TlsConfig::default(),
             store: StoreConfig::default(),
+            bus: BusConfig::default(),
             keys: KeysConfig::default(),
             token: TokenConfig::default(),
             providers: generation::built_in(),
@@ -134,6 +139,10 @@ impl Config {
         for (index, key) in self.keys.ring.iter_mut().enumerate() {
             read(format!("keys.ring[{index}].key"), &mut key.key, &key.key_file);
         }
+        let bus = &mut self.bus;
+        read("bus.token".to_owned(), &mut bus.token, &bus.token_file);
+        read("bus.password".to_owned(), &mut bus.password, &bus.password_file);
+        read("bus.credentials".to_owned(), &mut bus.credentials, &bus.credentials_file);
         for (name, provider) in &mut self.providers {
             read(format!("providers.{name}.api_key"), &mut provider.api_key, &provider.api_key_file);
         }

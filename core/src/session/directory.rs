@@ -8,15 +8,21 @@ use std::{
 };
 
 use chatbox_proto::{ids::SessionId, status::Failure};
-use tokio::sync::watch;
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     error::{SessionError, shutting_down},
+    link::Link,
     log::SessionLog,
-    room::{Room, RoomHandle},
+    room::{Opening, Room, RoomHandle},
+    sweep::Sweep,
 };
 use crate::{
+    bus::Bus,
     llm::registry::Models,
     metrics::Metrics,
     seal::{InstallationSecret, KeyRing},
@@ -25,6 +31,9 @@ use crate::{
 
 /// How often the heads of live sessions are compared with the store, in one read.
 const COMPARE_HEADS: Duration = Duration::from_secs(5);
+
+/// After a loss they are compared after so long.
+const COMPARE_SOON: Duration = Duration::from_millis(50);
 
 /// Sessions per read while heads are compared, and while unfinished sessions are looked for.
 const BATCH: usize = 500;
@@ -46,6 +55,8 @@ pub struct SessionLimits {
     pub checkpoint: Duration,
     /// One call of the store.
     pub store_call: Duration,
+    /// A reply whose lease was not renewed for so long is dead; its core stops it by then.
+    pub reply_lapse: Duration,
     /// Clients of a core that leaves come back spread over this time.
     pub away_jitter: Duration,
 }
@@ -65,6 +76,7 @@ pub enum Phase {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) store: Arc<dyn SessionStore>,
+    pub(super) bus: Arc<dyn Bus>,
     pub(super) models: Models,
     pub(super) ring: Arc<KeyRing>,
     pub(super) secret: InstallationSecret,
@@ -75,6 +87,7 @@ pub(super) struct Shared {
     pub(super) tasks: TaskTracker,
     pub(super) phase: watch::Receiver<Phase>,
     rooms: Mutex<HashMap<SessionId, RoomHandle>>,
+    compare_now: Notify,
 }
 
 impl Shared {
@@ -96,6 +109,11 @@ impl Shared {
         if let SessionError::Store(error) = error {
             self.metrics.store_failed(error.kind());
         }
+    }
+
+    /// Heads are compared as soon as may be: a room may have missed something.
+    pub(super) fn compare_heads_now(&self) {
+        self.compare_now.notify_one();
     }
 
     /// Takes out the room that asks.
@@ -124,6 +142,8 @@ pub struct Directory {
 pub struct Parts {
     /// Where sessions are kept.
     pub store: Arc<dyn SessionStore>,
+    /// The way to the other cores that share the store.
+    pub bus: Arc<dyn Bus>,
     /// Who can answer.
     pub models: Models,
     /// The key ring, after its self-test.
@@ -143,6 +163,7 @@ impl Directory {
         let (phase, watched) = watch::channel(Phase::Serving);
         let shared = Shared {
             store: parts.store,
+            bus: parts.bus,
             models: parts.models,
             ring: parts.ring,
             secret: parts.secret,
@@ -152,6 +173,7 @@ impl Directory {
             tasks: TaskTracker::new(),
             phase: watched,
             rooms: Mutex::default(),
+            compare_now: Notify::new(),
         };
         Self { shared: Arc::new(shared), phase }
     }
@@ -191,17 +213,20 @@ impl Directory {
     async fn open(&self, header: Header) -> Result<RoomHandle, Failure> {
         let read = async {
             let log = self.log(&header)?;
+            let link = Link::new(self.shared.bus.clone(), log.id, log.key.clone());
+            // Before the state is read: what is written from here on is either read or heard.
+            let subscription = link.subscribe().await;
             let state = log.state(&header.derived).await?;
             if state.head > header.derived.applied_seq {
                 // Repaired by whoever opens; losing the race to somebody else is as good.
                 let derived = log.derive(&state)?;
                 log.call(log.store.replace_derived(log.id, header.derived.applied_seq, derived)).await?;
             }
-            let marks: BTreeMap<_, _> = log.call(log.store.read_marks(log.id)).await?.into_iter().collect();
-            Ok::<_, SessionError>((log, state, marks))
+            let read_marks: BTreeMap<_, _> = log.call(log.store.read_marks(log.id)).await?.into_iter().collect();
+            let (owner, created_at) = (header.owner.clone(), header.created_at);
+            Ok::<_, SessionError>(Opening { log, owner, created_at, state, read_marks, link, subscription })
         };
-        let (log, state, marks) =
-            read.await.map_err(|error| self.shared.report(&error, "a session could not be opened"))?;
+        let opening = read.await.map_err(|error| self.shared.report(&error, "a session could not be opened"))?;
 
         let mut rooms = self.shared.rooms();
         if let Some(room) = rooms.get(&header.id).filter(|room| !room.is_closed()) {
@@ -210,7 +235,7 @@ impl Directory {
         if *self.shared.phase.borrow() != Phase::Serving {
             return Err(shutting_down());
         }
-        let (room, handle) = Room::new(self.shared.clone(), log, &header.owner, header.created_at, state, marks);
+        let (room, handle) = Room::new(self.shared.clone(), opening);
         rooms.insert(header.id, handle.clone());
         self.shared.metrics.sessions_live.set(rooms.len().try_into().unwrap_or(i64::MAX));
         drop(rooms);
@@ -219,15 +244,20 @@ impl Directory {
         Ok(handle)
     }
 
-    /// Opens the sessions that a crash left unfinished, so that their replies are finished and their messages answered;
-    /// then compares heads with the store until `token` is cancelled.
+    /// Opens the sessions that a crash left unfinished, so that their replies are finished and their messages answered,
+    /// and compares heads with the store, until `token` is cancelled. Where other cores share the store, what they leave
+    /// unfinished is looked for all the time.
     pub async fn run(self, token: CancellationToken) {
+        let recover = async {
+            if self.shared.store.is_shared() {
+                Sweep::new(self.clone()).run().await;
+            } else {
+                self.recover().await;
+            }
+        };
         tokio::select! {
             () = token.cancelled() => {}
-            () = async {
-                self.recover().await;
-                self.compare_heads().await;
-            } => {}
+            _ = async { tokio::join!(recover, self.compare_heads()) } => {}
         }
     }
 
@@ -260,7 +290,14 @@ impl Directory {
         let mut ticks = tokio::time::interval(COMPARE_HEADS);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            ticks.tick().await;
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = self.shared.compare_now.notified() => {
+                    // What one loss has done to many rooms is found out by one read.
+                    tokio::time::sleep(COMPARE_SOON).await;
+                }
+            }
+            let read_at = Instant::now();
             let live: Vec<SessionId> = self.shared.rooms().keys().copied().collect();
             for batch in live.chunks(BATCH) {
                 let call = tokio::time::timeout(self.shared.limits.store_call, self.shared.store.heads(batch));
@@ -268,7 +305,7 @@ impl Directory {
                     Ok(heads) => {
                         for (id, head) in heads {
                             if let Some(room) = self.live(id) {
-                                room.hint_store_head(head);
+                                room.hint_store_head(head, read_at);
                             }
                         }
                     }

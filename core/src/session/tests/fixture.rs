@@ -14,6 +14,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
+    bus::{Bus, local::LocalBus},
     domain::entry::{Message, Sender, SenderRole},
     llm::{
         Chunk, ChunkStream, Prompt, Provider, ProviderError,
@@ -75,25 +76,39 @@ pub(super) struct Core {
     pub(super) directory: Directory,
     pub(super) store: Arc<dyn SessionStore>,
     pub(super) turns: Mutex<mpsc::Receiver<Turn>>,
+    place: Place,
+}
+
+/// Where a store is, and the key of what is in it.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
     key: String,
-    folder: Arc<tempfile::TempDir>,
+    pub(super) folder: Arc<tempfile::TempDir>,
+}
+
+impl Place {
+    pub(super) fn new() -> Self {
+        Self { key: KeyRing::generate_key(), folder: Arc::new(tempfile::tempdir().unwrap()) }
+    }
+}
+
+fn alone() -> Arc<dyn Bus> {
+    Arc::new(LocalBus::alone())
 }
 
 impl Core {
     pub(super) async fn start() -> Self {
-        let folder = Arc::new(tempfile::tempdir().unwrap());
-        let store = SqliteStore::open_in(folder.path(), &SqliteOptions::default()).unwrap();
-        Self::with(Arc::new(store), KeyRing::generate_key(), folder).await
+        Self::start_with(|store| store).await
     }
 
     pub(super) async fn start_with(decorate: impl FnOnce(Arc<dyn SessionStore>) -> Arc<dyn SessionStore>) -> Self {
-        let folder = Arc::new(tempfile::tempdir().unwrap());
-        let store = SqliteStore::open_in(folder.path(), &SqliteOptions::default()).unwrap();
-        Self::with(decorate(Arc::new(store)), KeyRing::generate_key(), folder).await
+        let place = Place::new();
+        let store = SqliteStore::open_in(place.folder.path(), &SqliteOptions::default()).unwrap();
+        Self::with(decorate(Arc::new(store)), alone(), place).await
     }
 
-    async fn with(store: Arc<dyn SessionStore>, key: String, folder: Arc<tempfile::TempDir>) -> Self {
-        let ring = Arc::new(KeyRing::from_config("k1", [("k1", key.as_str())]).unwrap());
+    pub(super) async fn with(store: Arc<dyn SessionStore>, bus: Arc<dyn Bus>, place: Place) -> Self {
+        let ring = Arc::new(KeyRing::from_config("k1", [("k1", place.key.as_str())]).unwrap());
         let secret = self_test(&ring, &*store).await.unwrap();
         let (sender, turns) = mpsc::channel(64);
         let model = |id: &str, panics| Model {
@@ -110,6 +125,7 @@ impl Core {
         };
         let directory = Directory::new(Parts {
             store: store.clone(),
+            bus,
             models: Models::new(vec![model("led", false), model("panics", true)], "led").unwrap(),
             ring,
             secret,
@@ -117,19 +133,19 @@ impl Core {
             metrics: Metrics::default(),
         });
         let sessions = Sessions::new(directory.clone());
-        Self { sessions, directory, store, turns: Mutex::new(turns), key, folder }
+        Self { sessions, directory, store, turns: Mutex::new(turns), place }
     }
 
     /// As after `kill -9`: nothing is finished, the store is opened anew.
     pub(super) async fn crash(self) -> Self {
-        let Self { sessions, directory, store, turns, key, folder } = self;
+        let Self { sessions, directory, store, turns, place } = self;
         store.close().await;
         // Rooms of the dead core can write no more; they end when nobody waits for them.
         directory.cut();
         drop((sessions, turns, store));
         drop(directory);
-        let store = SqliteStore::open_in(folder.path(), &SqliteOptions::default()).unwrap();
-        Self::with(Arc::new(store), key, folder).await
+        let store = SqliteStore::open_in(place.folder.path(), &SqliteOptions::default()).unwrap();
+        Self::with(Arc::new(store), alone(), place).await
     }
 
     pub(super) async fn turn(&self) -> Turn {
@@ -199,6 +215,7 @@ pub(super) fn limits() -> SessionLimits {
         heartbeat: Duration::from_secs(15),
         checkpoint: Duration::from_millis(10),
         store_call: Duration::from_secs(5),
+        reply_lapse: Duration::from_secs(10),
         away_jitter: Duration::from_millis(100),
     }
 }

@@ -3,4 +3,7 @@
 mod fixture;
 mod replies;
 mod resume;
+pub(super) mod shared;
+mod two_cores;
+mod two_cores_random;
 mod writes;

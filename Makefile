@@ -45,7 +45,7 @@ build: ## build the binaries (debug)
 
 ##@ Test
 
-.PHONY: test test-tools test-build test-rust test-web e2e fuzz bench cover
+.PHONY: test test-tools test-build test-rust test-web e2e fuzz chaos bench cover
 test: test-tools web test-build test-rust test-web e2e ## everything that shows the product works
 
 test-tools: ## fetch the programs that the tests use
@@ -85,6 +85,10 @@ bench: ## speed and memory, each figure beside its reference: ARGS='bridge --jso
 	@$(FETCH) mongod
 	$(CARGO) build $(SCOPE) --release --bins
 	$(CARGO) bench --locked --package chatbox-tests --bench figures -- $(ARGS)
+
+chaos: test-build ## rounds of load and faults, each proven: ROUNDS=n SEED=s ON=single|cluster-1|cluster-3
+	@$(FETCH) mongod nats-server
+	@exec $(TARGET_DIR)/debug/chaos $(or $(ROUNDS),20) $(or $(SEED),$(shell od -An -N4 -tu4 /dev/urandom)) $(ON)
 
 cover: test-tools web ## line coverage of the whole workspace, at least 80 %
 	@$(FETCH) cargo-llvm-cov llvm-tools

@@ -9,19 +9,21 @@ use crate::harness::proxy::Way;
 /// One of the product's processes, or several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Victim {
-    /// A core; which one, the topology draws from.
+    /// A core, by its number.
     Core(usize),
     /// The edge.
     Edge,
-    /// Both at once.
+    /// All cores and the edge at once.
     Both,
 }
 
 /// A network between two parts of the product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Link {
-    /// From the edge to core.
-    Core,
+    /// From the edge to a core.
+    Core(usize),
+    /// From the cores to their store.
+    Store,
 }
 
 /// What a network does.
@@ -52,6 +54,12 @@ pub enum Fault {
     Freeze(Victim, Duration),
     /// Trouble on a network, for a while.
     Network(Link, Trouble, Duration),
+    /// `kill -9` of the database that takes writes, and a new start after a pause.
+    KillStore(Duration),
+    /// SIGSTOP of it, and SIGCONT after a pause.
+    FreezeStore(Duration),
+    /// `kill -9` of the bus, and a new start after a pause.
+    KillBus(Duration),
     /// The process ended by itself, as a failpoint makes it; it is started again.
     Fell(Victim),
 }
@@ -62,8 +70,16 @@ impl Fault {
     pub fn kills_core(&self) -> bool {
         match self {
             Self::Kill(victim, _) | Self::Drain(victim) | Self::Fell(victim) => *victim != Victim::Edge,
-            Self::Freeze(..) | Self::Network(..) => false,
+            Self::Freeze(..) | Self::Network(..) | Self::KillStore(_) | Self::FreezeStore(_) | Self::KillBus(_) => {
+                false
+            }
         }
+    }
+
+    /// Whether nothing could be written while it lasted, and a while longer.
+    #[must_use]
+    pub fn halts_store(&self) -> bool {
+        matches!(self, Self::KillStore(_) | Self::FreezeStore(_) | Self::Network(Link::Store, ..))
     }
 
     /// Whether core could not work while it lasted.
@@ -80,26 +96,48 @@ pub enum Menu {
     Kills,
     /// Everything that one core, one edge and the network between them can suffer.
     Single,
+    /// The same of several cores; and of their store, with or without the network to it, and their bus.
+    Cluster {
+        /// How many.
+        cores: usize,
+        /// There is one network that all go through to the store.
+        network: bool,
+    },
 }
 
 impl Menu {
     /// Draws a fault.
     #[must_use]
     pub fn draw(&self, random: &mut StdRng) -> Fault {
-        let core = Victim::Core(0);
         let down = Duration::from_millis(random.random_range(0..400));
-        if *self == Self::Kills {
-            return Fault::Kill(core, down);
+        let lasts = Duration::from_millis(random.random_range(100..1200));
+        let (cores, network) = match *self {
+            Self::Kills => return Fault::Kill(Victim::Core(0), down),
+            Self::Single => (1, None),
+            Self::Cluster { cores, network } => (cores, Some(network)),
+        };
+        if let Some(network) = network
+            && random.random_bool(0.4)
+        {
+            return match random.random_range(0..4) {
+                0 => Fault::KillStore(lasts),
+                1 => Fault::FreezeStore(lasts),
+                2 => Fault::KillBus(lasts),
+                _ if network => Fault::Network(Link::Store, trouble(random), lasts),
+                _ => Fault::KillStore(down),
+            };
         }
+        let number = random.random_range(0..cores);
+        let core = Victim::Core(number);
         match random.random_range(0..100) {
             0..30 => Fault::Kill(core, down),
             30..40 => Fault::Kill(Victim::Edge, down),
             40..46 => Fault::Kill(Victim::Both, down),
             46..56 => Fault::Drain(core),
             56..62 => Fault::Drain(Victim::Edge),
-            62..70 => Fault::Freeze(core, Duration::from_millis(random.random_range(100..1500))),
-            70..74 => Fault::Freeze(Victim::Edge, Duration::from_millis(random.random_range(100..1500))),
-            _ => Fault::Network(Link::Core, trouble(random), Duration::from_millis(random.random_range(100..1200))),
+            62..70 => Fault::Freeze(core, lasts),
+            70..74 => Fault::Freeze(Victim::Edge, lasts),
+            _ => Fault::Network(Link::Core(number), trouble(random), lasts),
         }
     }
 }

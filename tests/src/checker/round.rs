@@ -142,6 +142,10 @@ pub async fn run(mut topology: Box<dyn Topology>, plan: Plan) -> Result<Outcome>
     }
     note_fallen(&mut *topology, clock, &mut faults)?;
     topology.ready().await.with_context(|| format!("seed {}", plan.seed))?;
+    // Work on what a failpoint has left.
+    pause(plan.calm).await;
+    note_fallen(&mut *topology, clock, &mut faults)?;
+    topology.ready().await.with_context(|| format!("seed {}", plan.seed))?;
     workload.settle();
     let mut unsettled = workload.rest(plan.patience).await;
     if unsettled.is_empty() {

@@ -12,11 +12,13 @@ use chatbox_core::{
     session::event,
     store::{
         Header, SessionQuery, SessionStore,
+        mongo::{MongoOptions, MongoStore},
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
 use chatbox_proto::{
     ids::SessionId,
+    token::Secret,
     v1::{
         ChatResponse, Entry, ListSessionsRequest, Message,
         chat_request::Open,
@@ -30,6 +32,7 @@ use super::topology::{Doors, pause};
 use crate::harness::{
     client::Client,
     history,
+    mongod::ReplicaSet,
     wait::{LIMIT, wait_for},
 };
 
@@ -150,6 +153,8 @@ pub struct Vault {
 #[derive(Debug)]
 enum Kind {
     Sqlite(PathBuf),
+    /// With the servers, which live as long.
+    Mongo(String, ReplicaSet),
 }
 
 impl Vault {
@@ -159,9 +164,21 @@ impl Vault {
         Self { store: Kind::Sqlite(file), key, _folder: folder }
     }
 
-    fn open(&self) -> Result<Arc<dyn SessionStore>> {
+    /// A database of these servers.
+    #[must_use]
+    pub fn mongo(folder: TempDir, set: ReplicaSet, uri: String, key: String) -> Self {
+        Self { store: Kind::Mongo(uri, set), key, _folder: folder }
+    }
+
+    async fn open(&self) -> Result<Arc<dyn SessionStore>> {
         match &self.store {
             Kind::Sqlite(file) => Ok(Arc::new(SqliteStore::open(file, &SqliteOptions::default())?)),
+            Kind::Mongo(uri, set) => {
+                set.settled().await?;
+                let uri = Secret::new(uri.clone());
+                let options = MongoOptions { uri, call_timeout: LIMIT, pool_size: 8 };
+                Ok(Arc::new(MongoStore::open(&options).await?))
+            }
         }
     }
 
@@ -170,7 +187,7 @@ impl Vault {
     /// # Errors
     /// When something cannot be read, or does not open with its key.
     pub async fn sessions(&self, users: impl Iterator<Item = String>, told: Vec<Told>) -> Result<Vec<StoredSession>> {
-        let store = self.open()?;
+        let store = self.open().await?;
         let ring = KeyRing::from_config("k1", [("k1", self.key.as_str())])?;
         let mut sessions = Vec::new();
         for owner in users {

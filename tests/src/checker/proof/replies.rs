@@ -13,7 +13,10 @@ use chatbox_proto::v1::{
 };
 
 use super::{Case, Class, Stored, Violation};
-use crate::checker::record::{Place, Step};
+use crate::checker::{
+    record::{Place, Step},
+    topology::STORE_RECOVERS,
+};
 
 /// Beyond the checkpoint interval: the room looks every 500 ms at the latest, and the machine may be slow.
 const SLACK: Duration = Duration::from_millis(2_000);
@@ -188,14 +191,13 @@ fn lived_until(case: &Case<'_>, at: Duration, end: Option<Duration>) -> Duration
     deaths.filter(|death| death.until > at).map(|death| death.from.max(at)).chain(end).min().unwrap_or(at)
 }
 
-/// The time between two moments, without that in which core could not work.
+/// The time between two moments, without that in which core could not work or its store not write.
 fn working_time(case: &Case<'_>, from: Duration, until: Duration) -> Duration {
-    let halted: Duration = case
-        .record
-        .faults
-        .iter()
-        .filter(|inflicted| inflicted.fault.halts_core())
-        .map(|halt| halt.until.min(until).saturating_sub(halt.from.max(from)))
-        .sum();
+    let halts = case.record.faults.iter().filter_map(|inflicted| {
+        let fault = inflicted.fault;
+        let longer = if fault.halts_store() { STORE_RECOVERS } else { Duration::ZERO };
+        (fault.halts_core() || fault.halts_store()).then_some((inflicted.from, inflicted.until + longer))
+    });
+    let halted: Duration = halts.map(|(begun, over)| over.min(until).saturating_sub(begun.max(from))).sum();
     until.saturating_sub(from).saturating_sub(halted)
 }

@@ -76,12 +76,16 @@ pub(super) fn core(listens: Listens, store: &str, key: &str, provider: &str) -> 
     )
 }
 
-/// Settings of an edge that finds core here.
-pub(super) fn edge(listens: Listens, core: SocketAddr) -> String {
+/// Settings of an edge that finds cores here.
+pub(super) fn edge(listens: Listens, cores: &[SocketAddr]) -> String {
+    let addresses: Vec<String> = cores.iter().map(|address| format!("\"{address}\"")).collect();
     format!(
-        "{}path_prefix = \"/chatbox\"\ncore.url = \"http://{core}\"\ncore.keepalive = \"1s\"\n\
-         core.connect_timeout = \"1s\"\ncore.attach_timeout = \"2s\"\n\
+        "{}path_prefix = \"/chatbox\"\ncore.url = \"http://{}\"\ncore.addresses = [{}]\n\
+         core.connect_timeout = \"1s\"\ncore.attach_timeout = \"3s\"\ncore.keepalive = \"1s\"\n\
+         core.heartbeat = \"1s\"\ncore.health_interval = \"200ms\"\ncore.reopen_timeout = \"10s\"\n\
          limits.frames_per_second = 10000\nlimits.connections_per_user = 1000\nlimits.handshakes_per_ip = 10000\n",
-        shared(listens)
+        shared(listens),
+        cores.first().map(ToString::to_string).unwrap_or_default(),
+        addresses.join(", ")
     )
 }

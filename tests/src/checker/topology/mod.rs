@@ -1,6 +1,8 @@
 //! How the product is set up in a round, and how it is broken and mended.
 
+mod cluster;
 mod files;
+mod fleet;
 mod single;
 
 use std::{net::SocketAddr, time::Duration};
@@ -9,16 +11,18 @@ use anyhow::{Context as _, Result};
 use async_trait::async_trait;
 use rand::{rngs::StdRng, seq::IndexedRandom as _};
 
+pub use cluster::{Cluster, STORE_RECOVERS};
 pub use single::Single;
 
 use super::{
-    faults::{Fault, Menu},
+    faults::{Fault, Menu, Trouble},
     proof::Rules,
     stored::Vault,
 };
 use crate::harness::{
     client::{Addresses, Client, Transport},
     grpc::{self, Core},
+    proxy::Proxy,
     stack::SECRET,
     token::{Minter, claims},
 };
@@ -29,8 +33,37 @@ pub(super) async fn pause(duration: Duration) {
     tokio::time::sleep(duration).await;
 }
 
+/// Trouble on a network, for a while.
+async fn trouble(network: &Proxy, trouble: Trouble, lasts: Duration) {
+    match trouble {
+        Trouble::Delay(delay) => {
+            network.delay(delay);
+            pause(lasts).await;
+            network.delay(Duration::ZERO);
+        }
+        Trouble::Stall => {
+            network.stall();
+            pause(lasts).await;
+            network.resume();
+        }
+        Trouble::StallWay(way) => {
+            network.stall_way(way);
+            pause(lasts).await;
+            network.resume();
+        }
+        Trouble::Cut => network.cut(),
+        Trouble::HalfClose(way) => network.half_close(way),
+        Trouble::Refuse => {
+            network.refuse(true);
+            network.cut();
+            pause(lasts).await;
+            network.refuse(false);
+        }
+    }
+}
+
 /// Where clients find the product. Every connection may go through another door.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Doors {
     /// Cores.
     pub grpc: Vec<SocketAddr>,

@@ -93,7 +93,7 @@ impl App {
             }
         };
 
-        let metrics = Metrics::new();
+        let metrics = Metrics::with_models(models.clone());
         let (streams, leaving) = (TaskTracker::new(), CancellationToken::new());
         let directory = Directory::new(Parts {
             store: store.clone(),
@@ -136,7 +136,8 @@ impl App {
     /// # Errors
     /// When the server could not be started, or ended by itself.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { config, store, directory, models, server, verifier, metrics, streams, leaving, grpc, operators } = self;
+        let Self { config, store, directory, models, server, verifier, metrics, streams, leaving, grpc, operators } =
+            self;
         let health = server.health();
         let (stop_accepting, stop) = (CancellationToken::new(), CancellationToken::new());
         // Dropping this future, rather than cancelling `shutdown`, leaves no task behind.

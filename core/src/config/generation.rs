@@ -183,9 +183,8 @@ pub enum OutputLimit {
 
 /// The providers that are always there, so that variables can set them up without a file.
 pub(super) fn built_in() -> BTreeMap<String, ProviderConfig> {
-    let provider = |(name, kind): (&str, ProviderKind)| {
-        (name.to_owned(), ProviderConfig { kind, ..ProviderConfig::default() })
-    };
+    let provider =
+        |(name, kind): (&str, ProviderKind)| (name.to_owned(), ProviderConfig { kind, ..ProviderConfig::default() });
     [(OPENAI, ProviderKind::OpenAi)].into_iter().chain(FIXED).map(provider).collect()
 }
 

@@ -162,7 +162,9 @@ impl ModelConfig {
             let rule = match all.iter().find(|model| model.id == *id) {
                 None => "is not among the models",
                 Some(_) if !seen.insert(id) => "is there twice, or the model itself",
-                Some(other) if other.prompt_tokens() < self.prompt_tokens() => "has no room for the prompts of this model",
+                Some(other) if other.prompt_tokens() < self.prompt_tokens() => {
+                    "has no room for the prompts of this model"
+                }
                 Some(_) => continue,
             };
             mistakes.push(format!("{name}.fallbacks: {id:?} {rule}"));
@@ -237,11 +239,7 @@ impl Config {
     }
 
     /// The provider of a model, or the way through its fallbacks.
-    fn route(
-        &self,
-        model: &ModelConfig,
-        providers: &BTreeMap<&str, Arc<dyn Provider>>,
-    ) -> Option<Arc<dyn Provider>> {
+    fn route(&self, model: &ModelConfig, providers: &BTreeMap<&str, Arc<dyn Provider>>) -> Option<Arc<dyn Provider>> {
         let own = model.candidate(providers)?;
         if model.fallbacks.is_empty() {
             return Some(own.provider);

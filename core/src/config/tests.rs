@@ -225,9 +225,11 @@ fn each_kind_of_provider_is_set_up_by_its_key_alone_and_asks_its_own_service() {
 
 #[test]
 fn fallbacks_are_models_with_room_and_the_default_is_for_everybody() {
-    let second = "[[models]]\nid = \"small\"\ncontext_tokens = 2048\n[[models]]\nid = \"spare\"\nfallbacks = [\"gpt\"]\n";
+    let second =
+        "[[models]]\nid = \"small\"\ncontext_tokens = 2048\n[[models]]\nid = \"spare\"\nfallbacks = [\"gpt\"]\n";
     let with = |lines: &str| format!("{}{lines}{second}", good());
-    let config = load(&with("fallbacks = [\"spare\"]\non_loss = \"restart\"\nprompt_price = 2.5\n"), &[]).expect("good");
+    let config =
+        load(&with("fallbacks = [\"spare\"]\non_loss = \"restart\"\nprompt_price = 2.5\n"), &[]).expect("good");
     let models = config.build_models().expect("models");
     let info = &models.default_model().info;
     assert_eq!((info.fallbacks.as_slice(), info.price.prompt), (&["spare".to_owned()][..], 2_500));
@@ -242,6 +244,17 @@ fn fallbacks_are_models_with_room_and_the_default_is_for_everybody() {
     ] {
         assert_eq!(load(&with(lines), &[]).expect_err(lines), [expect]);
     }
+}
+
+#[test]
+fn the_sample_of_providers_is_valid_with_keys_alone() {
+    let sample = include_str!("../../../deployments/providers.toml");
+    let ring = format!("[{{id = \"k1\", key = \"{KEY}\"}}]");
+    let keys = ["OPENAI", "ANTHROPIC", "DIFY", "AZURE"].map(|name| format!("CHATBOX_CORE_PROVIDERS_{name}_API_KEY"));
+    let mut list = vec![("CHATBOX_TOKEN_SECRET", SECRET), ("CHATBOX_CORE_KEYS_RING", ring.as_str())];
+    list.extend(keys.iter().map(|name| (name.as_str(), "5hJnZsGa4EuM")));
+    let config = load(sample, &list).expect("valid");
+    assert_eq!(config.build_models().expect("models").iter().count(), 5);
 }
 
 #[test]

@@ -159,8 +159,8 @@ impl Breaker {
         bucket.tries = bucket.tries.saturating_add(1);
         bucket.failures = bucket.failures.saturating_add(u32::from(failed));
         let recent = inner.buckets.iter().filter(|bucket| bucket.step + BUCKETS as u128 > step);
-        let (tries, failures) =
-            recent.fold((0_u64, 0_u64), |sum, bucket| (sum.0 + u64::from(bucket.tries), sum.1 + u64::from(bucket.failures)));
+        let (tries, failures) = recent
+            .fold((0_u64, 0_u64), |sum, bucket| (sum.0 + u64::from(bucket.tries), sum.1 + u64::from(bucket.failures)));
         if failed && failures >= u64::from(self.limits.failures) && failures * 2 >= tries {
             self.open(&mut inner);
         }
@@ -295,7 +295,10 @@ mod tests {
     async fn faults_of_ours_are_answers_and_what_never_left_counts_for_nothing() {
         let breaker = breaker();
         tries(&breaker, &[400, 401, 403, 404, 413, 422].map(|code| Err(status(code))));
-        tries(&breaker, &[Err(ProviderError::CircuitOpen), Err(ProviderError::QueueFull), Err(ProviderError::Prompt("x"))]);
+        tries(
+            &breaker,
+            &[Err(ProviderError::CircuitOpen), Err(ProviderError::QueueFull), Err(ProviderError::Prompt("x"))],
+        );
         for _ in 0..9 {
             drop(breaker.admit().expect("closed"));
         }

@@ -223,7 +223,8 @@ pub(crate) async fn an_endless_line_is_refused_at_the_limit<D: Dialect>() {
 pub(crate) async fn silence_ends_at_its_limits_and_closes_the_request<D: Dialect>() {
     let tiny = Duration::from_millis(50);
     let first = GuardLimits { first_byte: tiny, ..GuardLimits::default() };
-    for script in [vec![Step::Hang], vec![D::HEAD, Step::Hang], vec![D::HEAD, Step::Data(D::keep_alive()), Step::Hang]] {
+    for script in [vec![Step::Hang], vec![D::HEAD, Step::Hang], vec![D::HEAD, Step::Data(D::keep_alive()), Step::Hang]]
+    {
         let server = ScriptedServer::start(vec![script]).await;
         let guard = Guard::new(D::provider(&server.base_url()), first.clone());
         assert_eq!(read(&guard).await.1, Some(ProviderError::Timeout("first byte")));

@@ -141,11 +141,8 @@ impl Models {
     /// How the providers do just now, by name and in its order; those without limits are left out.
     #[must_use]
     pub fn loads(&self) -> Vec<(String, Load)> {
-        let mut loads: Vec<_> = self
-            .list
-            .iter()
-            .filter_map(|model| Some((model.info.provider.clone(), model.provider.load()?)))
-            .collect();
+        let mut loads: Vec<_> =
+            self.list.iter().filter_map(|model| Some((model.info.provider.clone(), model.provider.load()?))).collect();
         loads.sort_by(|one, other| one.0.cmp(&other.0));
         loads.dedup_by(|one, other| one.0 == other.0);
         loads

@@ -52,7 +52,12 @@ pub fn usable_id(id: &str) -> bool {
 
 /// The chunks of a response; `ready` goes first.
 #[must_use]
-pub fn chunks<D: Decoder>(response: Response, access: &StreamLimits, decoder: D, ready: VecDeque<Chunk>) -> ChunkStream {
+pub fn chunks<D: Decoder>(
+    response: Response,
+    access: &StreamLimits,
+    decoder: D,
+    ready: VecDeque<Chunk>,
+) -> ChunkStream {
     let reply = Reply {
         response: Some(response),
         sse: SseDecoder::new(access.max_event_bytes),

@@ -1,8 +1,10 @@
 //! One file for each behaviour.
 
+mod anthropic;
 mod bad_input;
 mod conversation;
 mod dev;
+mod dify;
 mod errors;
 mod expiry;
 mod foreign_clients;
@@ -22,6 +24,9 @@ mod real_model;
 mod resume;
 mod resume_crash;
 mod resume_slow;
+mod routing;
+mod routing_dialects;
+mod routing_logs;
 mod samples;
 mod tls;
 mod transcript;

@@ -13,8 +13,7 @@ use crate::llm::{Chunk, Provider, ProviderError};
 struct Messages;
 
 fn settings(base_url: &str) -> AnthropicSettings {
-    let access =
-        Access { api_key: Some(SECRET.to_owned()), max_event_bytes: MAX_EVENT_BYTES, ..Access::new(base_url) };
+    let access = Access { api_key: Some(SECRET.to_owned()), max_event_bytes: MAX_EVENT_BYTES, ..Access::new(base_url) };
     AnthropicSettings { access, send_user: true }
 }
 
@@ -34,7 +33,8 @@ impl Dialect for Messages {
     }
 
     fn text(text: &str) -> Vec<u8> {
-        let data = format!(r#"{{"type":"content_block_delta","index":0,"delta":{{"type":"text_delta","text":"{text}"}}}}"#);
+        let data =
+            format!(r#"{{"type":"content_block_delta","index":0,"delta":{{"type":"text_delta","text":"{text}"}}}}"#);
         event("content_block_delta", data)
     }
 

@@ -159,7 +159,10 @@ mod tests {
         let blocks = json!([
             {"type": "text", "text": "one"}, {"type": "text", "text": " two "}, {"type": "text", "text": "three"},
         ]);
-        assert_eq!(body["messages"], json!([{"role": "user", "content": blocks}, {"role": "assistant", "content": "a"}]));
+        assert_eq!(
+            body["messages"],
+            json!([{"role": "user", "content": blocks}, {"role": "assistant", "content": "a"}])
+        );
         assert!(body.get("system").is_none());
     }
 

@@ -15,8 +15,7 @@ use crate::llm::{Chunk, Prompt, PromptMessage, PromptRole, Provider, ProviderErr
 struct ChatMessages;
 
 fn dify(base_url: &str) -> Dify {
-    let access =
-        Access { api_key: Some(SECRET.to_owned()), max_event_bytes: MAX_EVENT_BYTES, ..Access::new(base_url) };
+    let access = Access { api_key: Some(SECRET.to_owned()), max_event_bytes: MAX_EVENT_BYTES, ..Access::new(base_url) };
     Dify::new(&DifySettings { access }).expect("settings")
 }
 
@@ -37,7 +36,9 @@ impl Dialect for ChatMessages {
 
     /// Without a task: an answer that breaks off is not stopped, as the suite counts requests.
     fn text(text: &str) -> Vec<u8> {
-        event(format!(r#"{{"event":"message","conversation_id":"c-1","message_id":"m-1","answer":"{text}","created_at":1}}"#))
+        event(format!(
+            r#"{{"event":"message","conversation_id":"c-1","message_id":"m-1","answer":"{text}","created_at":1}}"#
+        ))
     }
 
     fn keep_alive() -> Vec<u8> {
@@ -45,7 +46,9 @@ impl Dialect for ChatMessages {
     }
 
     fn end() -> Vec<u8> {
-        event(r#"{"event":"message_end","metadata":{"usage":{"prompt_tokens":9,"completion_tokens":2,"total_tokens":11}}}"#)
+        event(
+            r#"{"event":"message_end","metadata":{"usage":{"prompt_tokens":9,"completion_tokens":2,"total_tokens":11}}}"#,
+        )
     }
 
     fn error() -> Vec<u8> {
@@ -68,7 +71,11 @@ fn json(request: &Received) -> serde_json::Value {
 }
 
 fn stopped() -> Vec<Step> {
-    vec![Step::Head("200 OK\r\ncontent-type: application/json"), Step::Data(br#"{"result":"success"}"#.to_vec()), Step::End]
+    vec![
+        Step::Head("200 OK\r\ncontent-type: application/json"),
+        Step::Data(br#"{"result":"success"}"#.to_vec()),
+        Step::End,
+    ]
 }
 
 #[tokio::test]

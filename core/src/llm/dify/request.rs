@@ -36,7 +36,9 @@ impl<'a> Request<'a> {
     pub(super) fn new(prompt: &'a Prompt, user: &'a str, conversation: Option<&'a str>) -> Result<Self, ProviderError> {
         let said: Vec<_> = prompt.messages.iter().filter(|message| !message.text.trim().is_empty()).collect();
         let known = match conversation {
-            Some(_) => said.iter().rposition(|message| message.role == PromptRole::Assistant).map_or(0, |last| last + 1),
+            Some(_) => {
+                said.iter().rposition(|message| message.role == PromptRole::Assistant).map_or(0, |last| last + 1)
+            }
             None => 0,
         };
         let new = &said[known..];
@@ -59,10 +61,7 @@ impl<'a> Request<'a> {
     }
 }
 
-fn joined<'a>(
-    messages: impl Iterator<Item = &'a &'a PromptMessage>,
-    name: fn(PromptRole) -> &'static str,
-) -> String {
+fn joined<'a>(messages: impl Iterator<Item = &'a &'a PromptMessage>, name: fn(PromptRole) -> &'static str) -> String {
     let texts: Vec<_> = messages.map(|message| format!("{}{}", name(message.role), message.text)).collect();
     texts.join("\n\n")
 }

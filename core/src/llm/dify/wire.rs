@@ -197,8 +197,17 @@ impl Decoder for ReplyDecoder {
                 Some(Data::Workflow { .. } | Data::Other(_)) | None => {}
             },
             "error" => return self.failed(failure(&parsed)),
-            "agent_thought" | "agent_log" | "workflow_started" | "node_started" | "node_finished" | "node_retry"
-            | "iteration_started" | "iteration_next" | "iteration_completed" | "loop_started" | "loop_next"
+            "agent_thought"
+            | "agent_log"
+            | "workflow_started"
+            | "node_started"
+            | "node_finished"
+            | "node_retry"
+            | "iteration_started"
+            | "iteration_next"
+            | "iteration_completed"
+            | "loop_started"
+            | "loop_next"
             | "loop_completed" => out.push_back(Chunk::Reasoning),
             // `ping`, `message_file`, `tts_message`, `tts_message_end`, and what is not known yet.
             _ => {}

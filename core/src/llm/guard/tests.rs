@@ -282,7 +282,8 @@ async fn reasoning_is_life_and_is_swallowed() {
 
 #[tokio::test(start_paused = true)]
 async fn overload_that_is_told_inside_the_stream_passes_too() {
-    let refusal = || vec![Step::Give(Chunk::RequestId("r".into())), Step::Fail(ProviderError::Overloaded("overloaded_error"))];
+    let refusal =
+        || vec![Step::Give(Chunk::RequestId("r".into())), Step::Fail(ProviderError::Overloaded("overloaded_error"))];
     let outcome = run(vec![refusal(), refusal(), vec![Step::Give(text("a")), Step::Give(stop())]]).await;
     assert_eq!((outcome.tries, outcome.chunks), (3, vec![text("a"), estimate(1), stop()]));
 }

@@ -239,7 +239,6 @@ impl ReplyDecoder {
         decoder.take_request_id(request_id, out);
         decoder
     }
-
 }
 
 impl Decoder for ReplyDecoder {
@@ -362,7 +361,8 @@ impl ReplyDecoder {
             self.finished(FinishReason::Filtered, out);
             return Ok(Progress::Done);
         }
-        if let Some(passes) = names.into_iter().flatten().find_map(|name| PASSING.iter().find(|known| **known == name)) {
+        if let Some(passes) = names.into_iter().flatten().find_map(|name| PASSING.iter().find(|known| **known == name))
+        {
             return Err(ProviderError::Overloaded(passes));
         }
         match code {

@@ -110,9 +110,10 @@ async fn a_full_queue_refuses_unless_somebody_has_clearly_more() {
     assert_eq!(queue.enter("greedy").now_or_never().and_then(Result::err), Some(ProviderError::QueueFull));
     guests.push(asks(&queue, "newcomer").await);
     let lost = answered(&mut guests).await;
-    assert_eq!(lost.iter().map(|(name, result)| (*name, result.as_ref().err())).collect::<Vec<_>>(), [
-        ("greedy", Some(&ProviderError::QueueFull))
-    ]);
+    assert_eq!(
+        lost.iter().map(|(name, result)| (*name, result.as_ref().err())).collect::<Vec<_>>(),
+        [("greedy", Some(&ProviderError::QueueFull))]
+    );
     // Now it is two against one: that is fair enough.
     assert_eq!(queue.enter("newcomer").now_or_never().and_then(Result::err), Some(ProviderError::QueueFull));
     assert_eq!(queue.load(), (1, 3, 3));

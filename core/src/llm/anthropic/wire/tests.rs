@@ -114,7 +114,8 @@ fn a_whole_answer_gives_id_text_usage_and_end_in_this_order() {
         Chunk::Finished(FinishReason::Stop),
     ];
     assert_eq!(decode(BASIC), (expect.to_vec(), Ok(Progress::Done)));
-    let without_names: String = BASIC.lines().filter(|line| !line.starts_with("event")).flat_map(|l| [l, "\n"]).collect();
+    let without_names: String =
+        BASIC.lines().filter(|line| !line.starts_with("event")).flat_map(|l| [l, "\n"]).collect();
     assert_eq!(decode(&without_names).0, expect);
 }
 
@@ -156,7 +157,8 @@ fn without_a_stop_reason_the_answer_is_truncated_and_with_one_it_is_complete() {
 
 #[test]
 fn errors_are_named_by_a_known_name_and_those_that_pass_are_told_apart() {
-    let error = |kind: &str| format!(r#"{{"type":"error","error":{{"type":"{kind}","message":"secret"}},"request_id":"r"}}"#);
+    let error =
+        |kind: &str| format!(r#"{{"type":"error","error":{{"type":"{kind}","message":"secret"}},"request_id":"r"}}"#);
     for (kind, expect) in [
         ("overloaded_error", ProviderError::Overloaded("overloaded_error")),
         ("rate_limit_error", ProviderError::Overloaded("rate_limit_error")),

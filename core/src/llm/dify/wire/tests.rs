@@ -62,8 +62,7 @@ data: {"event": "tts_message_end", "conversation_id": "23dd85f3-1a41-4ea0-b7a9-0
 
 const HI: &str = r#"{"event":"message","task_id":"t-1","answer":"Hi"}"#;
 const END: &str = r#"{"event":"message_end","metadata":{"usage":{"prompt_tokens":9,"completion_tokens":2}}}"#;
-const USAGE: Chunk =
-    Chunk::Usage(Usage { prompt_tokens: 9, completion_tokens: 2, cached_tokens: 0, estimated: false });
+const USAGE: Chunk = Chunk::Usage(Usage { prompt_tokens: 9, completion_tokens: 2, cached_tokens: 0, estimated: false });
 
 #[test]
 fn a_whole_answer_gives_ids_text_usage_and_end_in_this_order() {
@@ -112,7 +111,10 @@ fn a_replacement_withholds_the_rest_and_is_the_text_when_there_was_none() {
 #[test]
 fn errors_are_named_by_a_known_code_or_a_status_and_those_that_pass_are_told_apart() {
     for (data, expect) in [
-        (r#"{"event":"error","status":400,"code":"provider_quota_exceeded","message":"secret"}"#, "provider_quota_exceeded"),
+        (
+            r#"{"event":"error","status":400,"code":"provider_quota_exceeded","message":"secret"}"#,
+            "provider_quota_exceeded",
+        ),
         (r#"{"event":"error","status":502,"code":"sk-1234","message":"secret"}"#, "502"),
         (r#"{"event":"error","status":"x","message":"secret"}"#, "unnamed"),
         (r#"{"event":"error"}"#, "unnamed"),

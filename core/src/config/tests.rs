@@ -120,7 +120,6 @@ fn every_bad_value_is_named() {
         ("MODELS_0_MAX_OUTPUT_TOKENS", "8192"),
         ("MODELS_0_FALLBACKS", "nope"),
         ("MODELS_0_FALLBACKS", "gpt"),
-        ("MODELS_0_ROLES", "admin"),
         ("MODELS_0_ROLES", "king"),
         ("MODELS_0_ON_LOSS", "restart"),
         ("MODELS_0_ON_LOSS", "cry"),

@@ -34,7 +34,7 @@ async fn a_stopped_reply_is_stopped_at_the_service_within_a_second_as_the_same_u
     let (mut client, session_id) = ask(&stack, Transport::ALL[0], "alice", "app").await;
     let message_id = client.until("text", delta).await.unwrap();
     let stopped = Instant::now();
-    let answer = client.request(Frame::Stop(Stop { message_id })).await.unwrap();
+    let answer = client.request(Frame::Stop(Stop { message_id: message_id.clone() })).await.unwrap();
     assert!(matches!(answer, Answer::Ack(_)), "{answer:?}");
     let stops = provider.wait_stops(1).await.unwrap();
     provider.wait_left(1).await.unwrap();
@@ -43,7 +43,7 @@ async fn a_stopped_reply_is_stopped_at_the_service_within_a_second_as_the_same_u
     assert_eq!(stops[0].path, "/app/v1/chat-messages/task-1/stop");
     let user = asked.body["user"].as_str().unwrap();
     assert!(stops[0].body["user"] == user && user.len() >= 16 && !user.contains("alice"), "{user}");
-    client.reply().await.unwrap();
+    client.reply_of(&message_id).await.unwrap();
     let stored = settled(&stack, &mut client, "alice", &session_id).await;
     let facts = stored[1].reply.as_ref().unwrap();
     assert_eq!((facts.finish_reason(), stored[1].text.as_str()), (FinishReason::Cancelled, "pärt "));

@@ -44,9 +44,9 @@ pub(super) fn patient(dialect: Dialect, provider: &Provider, model: &str) -> Pro
     }
 }
 
-/// Adds a model with a provider of its own, of the same name. The first one is the default.
+/// Adds a model with a provider of its own, of the same name. The first one is the default, instead of the demo model.
 pub(super) fn add(setup: &mut Setup, provider: ProviderConfig, model: ModelConfig) {
-    if setup.core.default_model.is_empty() {
+    if setup.core.default_model == "demo" {
         setup.core.default_model.clone_from(&model.id);
     }
     setup.core.providers.insert(model.id.clone(), provider);
@@ -279,7 +279,7 @@ async fn a_model_for_some_roles_does_not_exist_for_the_others() {
         let token = stack.token_of(&claims(role, role)).unwrap();
         grpc::core(grpc::channel(stack.addresses().grpc).unwrap(), Some(&token)).unwrap()
     };
-    for (role, ids) in [("user", &["all"][..]), ("admin", &["all", "some"])] {
+    for (role, ids) in [("user", &["demo", "all"][..]), ("admin", &["demo", "all", "some"])] {
         let mut core = as_role(role);
         let listed = core.list_models(ListModelsRequest {}).await.unwrap().into_inner();
         assert_eq!(listed.models.iter().map(|model| model.id.as_str()).collect::<Vec<_>>(), ids, "{role}");

@@ -31,6 +31,7 @@ pub(crate) enum Command {
     Chat(ChatArgs),
     Models(ModelsArgs),
     Sessions(SessionsArgs),
+    Admin(AdminArgs),
 }
 
 /// Run the whole product in one process, and print a link to open.
@@ -220,6 +221,33 @@ pub(crate) enum SessionsAction {
     End {
         /// Its id.
         id: String,
+    },
+}
+
+/// Operate a running instance. Needs a token with the role admin; with a data folder one is made.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "\
+Examples:
+  chatbox admin rotate-keys --reason 'yearly rotation'
+  CHATBOX_TOKEN=… chatbox admin --grpc https://core.example.com:50051 rotate-keys --reason 'k1 may have leaked'")]
+pub(crate) struct AdminArgs {
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+    /// Print every answer as one line of canonical protobuf JSON.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) action: AdminAction,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum AdminAction {
+    /// Wrap the data keys of all sessions anew under the primary key of the ring, while they are used. May be interrupted
+    /// and begun again. First give every core a ring with the new key, then make it the primary one everywhere.
+    RotateKeys {
+        /// Why; kept in the audit trail.
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
     },
 }
 

@@ -10,12 +10,12 @@ use chatbox_proto::{
     token::{Role, Secret},
     v1::{
         CreateSessionRequest, EndSessionRequest, GetSessionRequest, ListMessagesRequest, ListMessagesResponse,
-        ListModelsRequest, ListModelsResponse, ListSessionsRequest, Message, PageOrder, Session,
-        core::chat_core_client::ChatCoreClient,
+        ListModelsRequest, ListModelsResponse, ListSessionsRequest, Message, PageOrder, RotateKeysRequest,
+        RotateKeysResponse, Session, admin::chat_admin_client::ChatAdminClient, core::chat_core_client::ChatCoreClient,
     },
 };
 use tonic::{
-    Code, Request, Status,
+    Code, Request, Status, Streaming,
     metadata::AsciiMetadataValue,
     service::{Interceptor, interceptor::InterceptedService},
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
@@ -74,6 +74,15 @@ pub(crate) struct Client {
 impl Client {
     /// Prepares the connection; it is made with the first call. Needs a tokio runtime.
     pub(crate) fn new(args: &ServerArgs, vars: &Vars) -> Result<Self> {
+        Self::with_role(args, vars, Role::User)
+    }
+
+    /// Like [`new`](Self::new), as an admin if the token is made here.
+    pub(crate) fn admin(args: &ServerArgs, vars: &Vars) -> Result<Self> {
+        Self::with_role(args, vars, Role::Admin)
+    }
+
+    fn with_role(args: &ServerArgs, vars: &Vars, role: Role) -> Result<Self> {
         let url = if args.grpc.contains("://") { args.grpc.clone() } else { format!("http://{}", args.grpc) };
         let mut endpoint = Endpoint::from_shared(url.clone())
             .with_context(|| format!("--grpc {}: must be like http://127.0.0.1:50051", args.grpc))?
@@ -86,7 +95,7 @@ impl Client {
         if url.starts_with("https:") {
             endpoint = endpoint.tls_config(tls(args.ca.as_deref())?)?;
         }
-        Ok(Self { url, channel: endpoint.connect_lazy(), credentials: credentials(args, vars)? })
+        Ok(Self { url, channel: endpoint.connect_lazy(), credentials: credentials(args, vars, role)? })
     }
 
     /// With tokens that live this long.
@@ -113,11 +122,23 @@ impl Client {
 
     /// The calls of the contract.
     pub(crate) fn core(&self) -> Result<Core> {
+        let core = ChatCoreClient::with_interceptor(self.channel.clone(), self.bearer()?);
+        Ok(core.max_decoding_message_size(MAX_ANSWER))
+    }
+
+    fn bearer(&self) -> Result<Bearer> {
         let mut bearer: AsciiMetadataValue =
             format!("Bearer {}", self.token()?).parse().map_err(|_| anyhow!("--token: this is not a token"))?;
         bearer.set_sensitive(true);
-        let core = ChatCoreClient::with_interceptor(self.channel.clone(), Bearer(bearer));
-        Ok(core.max_decoding_message_size(MAX_ANSWER))
+        Ok(Bearer(bearer))
+    }
+
+    /// Starts a rotation of the data keys; it runs for as long as the answers are read.
+    pub(crate) async fn rotate_keys(&self, reason: &str) -> Result<Streaming<RotateKeysResponse>> {
+        let mut admin = ChatAdminClient::with_interceptor(self.channel.clone(), self.bearer()?);
+        // Without a time limit: there may be millions of keys.
+        let answer = admin.rotate_keys(RotateKeysRequest { reason: reason.to_owned() }).await;
+        answer.map(tonic::Response::into_inner).map_err(|status| self.explain(&status))
     }
 
     pub(crate) async fn models(&self) -> Result<ListModelsResponse> {
@@ -236,7 +257,7 @@ fn tls(ca: Option<&Path>) -> Result<ClientTlsConfig> {
     Ok(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)))
 }
 
-fn credentials(args: &ServerArgs, vars: &Vars) -> Result<Credentials> {
+fn credentials(args: &ServerArgs, vars: &Vars, role: Role) -> Result<Credentials> {
     if let Some(token) = args.token.as_ref().filter(|token| !token.is_empty()) {
         return Ok(Credentials::Given(token.clone()));
     }
@@ -244,7 +265,7 @@ fn credentials(args: &ServerArgs, vars: &Vars) -> Result<Credentials> {
     let subject = Subject {
         user_id: args.user.clone(),
         display_name: if args.user == "you" { "You".to_owned() } else { args.user.clone() },
-        roles: vec![Role::User],
+        roles: vec![role],
         scopes: Vec::new(),
         lifetime: TOKEN_LIFETIME,
     };

@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         Command::Chat(args) => wait(commands::chat::run(args, vars)),
         Command::Models(args) => wait(commands::models::run(args, vars)),
         Command::Sessions(args) => wait(commands::sessions::run(args, vars)),
+        Command::Admin(args) => wait(commands::admin::run(args, vars)),
     };
     match result {
         Ok(code) => code,

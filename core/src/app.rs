@@ -17,18 +17,26 @@ use crate::{
     metrics::Metrics,
     operators,
     seal::{self, KeyRing},
-    session::{Directory, Parts, QueueLimits, SessionLimits, Sessions},
+    session::{
+        Directory, Parts, QueueLimits, SessionLimits, Sessions, register::Register, rotation::Rotation,
+        verify::Verifier as PayloadVerifier,
+    },
     store::{
         SessionStore,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
 
+pub use crate::session::verify::{Finding, Verified};
+
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
 
 /// A unary call takes at most this long, unless its client wants it sooner.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A core whose row in the register has not moved for this long is dead.
+const CORE_LAPSE: Duration = Duration::from_secs(10);
 
 /// How often the store is asked whether it serves.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
@@ -42,6 +50,7 @@ pub struct App {
     models: Models,
     server: GrpcServer,
     verifier: Arc<Verifier>,
+    register: Register,
     metrics: Metrics,
     streams: TaskTracker,
     leaving: CancellationToken,
@@ -103,8 +112,11 @@ impl App {
             limits: session_limits(&config),
             metrics: metrics.clone(),
         });
+        let call = config.store.call_timeout;
+        let register = Register::new(store.clone(), directory.boot_id(), &ring, CORE_LAPSE, call);
         let services = Services {
             sessions: Sessions::new(directory.clone()),
+            rotation: Rotation::new(store.clone(), ring.clone(), register.clone(), call),
             models: models.clone(),
             verifier: verifier.clone(),
             ring,
@@ -114,7 +126,20 @@ impl App {
             leaving: leaving.clone(),
         };
         let server = GrpcServer::new(services, tls);
-        Ok(Self { config, store, directory, models, server, verifier, metrics, streams, leaving, grpc, operators })
+        Ok(Self {
+            config,
+            store,
+            directory,
+            models,
+            server,
+            verifier,
+            register,
+            metrics,
+            streams,
+            leaving,
+            grpc,
+            operators,
+        })
     }
 
     /// Where clients connect to.
@@ -136,8 +161,20 @@ impl App {
     /// # Errors
     /// When the server could not be started, or ended by itself.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { config, store, directory, models, server, verifier, metrics, streams, leaving, grpc, operators } =
-            self;
+        let Self {
+            config,
+            store,
+            directory,
+            models,
+            server,
+            verifier,
+            register,
+            metrics,
+            streams,
+            leaving,
+            grpc,
+            operators,
+        } = self;
         let health = server.health();
         let (stop_accepting, stop) = (CancellationToken::new(), CancellationToken::new());
         // Dropping this future, rather than cancelling `shutdown`, leaves no task behind.
@@ -152,6 +189,8 @@ impl App {
             background.spawn(serve);
         }
         background.spawn(directory.clone().run(stop.clone()));
+        let entry = register.clone();
+        background.spawn(until(stop.clone(), async move { entry.keep().await }));
         background.spawn(until(stop.clone(), async move { verifier.keep_fresh().await }));
         let probe = Probe {
             store: store.clone(),
@@ -201,6 +240,8 @@ impl App {
             models.settled().await;
             streams.close();
             streams.wait().await;
+            // Its row would lapse all the same.
+            let _ = register.leave().await;
             store.close().await;
             stop.cancel();
             background.close();
@@ -217,6 +258,26 @@ impl App {
         }
         Ok(())
     }
+}
+
+/// Reads everything that is sealed in the store of a configuration, for `keys verify`. An embedded store must not be open
+/// elsewhere.
+///
+/// # Errors
+/// When the store or the ring cannot be opened, or the store fails meanwhile; findings are none.
+pub async fn verify_payloads(
+    config: &Config,
+    progress: impl FnMut(Verified, Option<Finding>),
+) -> anyhow::Result<Verified> {
+    let ring = Arc::new(KeyRing::from_config(config.keys.primary_id().unwrap_or_default(), config.keys.pairs())?);
+    let store = open_store(config)?;
+    let verified = async {
+        seal::self_test(&ring, &*store).await.context("keys.ring: the self-test failed")?;
+        Ok(PayloadVerifier::new(store.clone(), ring, config.store.call_timeout).run(progress).await?)
+    };
+    let verified = verified.await;
+    store.close().await;
+    verified
 }
 
 async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {

@@ -1,10 +1,15 @@
 //! `chatbox-core`: configuration, then telemetry, then [`App::bind`], then run, then a bounded drain.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    io::{IsTerminal as _, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use chatbox_core::{
-    app::App,
+    app::{self, App},
     config::Config,
     telemetry::{self, PanicReport},
 };
@@ -44,6 +49,9 @@ enum Command {
 enum KeysCommand {
     /// Print a new key: base64 of 32 random bytes, for keys.ring.
     Generate,
+    /// Open and read everything that is sealed in the store: exit code 1 when something is not sealed, does not open, or is
+    /// missing. Changes nothing. A core on an embedded store has to be stopped first.
+    Verify,
 }
 
 fn main() -> ExitCode {
@@ -67,7 +75,9 @@ fn main() -> ExitCode {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let result = match args.command {
         Some(Command::Health) => health(&config),
-        Some(Command::Keys { .. }) | None => serve(config),
+        Some(Command::Keys { command: KeysCommand::Verify }) => verify(&config),
+        // Answered before the configuration is read.
+        Some(Command::Keys { command: KeysCommand::Generate }) | None => serve(config),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -130,6 +140,43 @@ fn signals(shutdown: CancellationToken) -> anyhow::Result<impl Future<Output = (
             shutdown.cancel();
         }
     })
+}
+
+fn verify(config: &Config) -> anyhow::Result<()> {
+    let mut counter = Counter::default();
+    let verified = runtime()?.block_on(app::verify_payloads(config, |now, finding| {
+        if let Some(finding) = finding {
+            show(&format!("{finding}\n"));
+        }
+        counter.show(now.sessions);
+    }));
+    counter.clear();
+    let app::Verified { sessions, entries, erased, findings } = verified?;
+    show(&format!("{sessions} sessions ({erased} erased), {entries} entries, {findings} findings\n"));
+    anyhow::ensure!(findings == 0, "{findings} values are not as they were sealed");
+    Ok(())
+}
+
+/// Tells a person how far it has come; nobody else.
+#[derive(Default)]
+struct Counter {
+    shown: Option<std::time::Instant>,
+}
+
+impl Counter {
+    fn show(&mut self, sessions: u64) {
+        let due = self.shown.is_none_or(|at| at.elapsed() > Duration::from_millis(200));
+        if due && std::io::stderr().is_terminal() {
+            self.shown = Some(std::time::Instant::now());
+            let _ = write!(std::io::stderr(), "\r{sessions} sessions verified");
+        }
+    }
+
+    fn clear(&self) {
+        if self.shown.is_some() {
+            let _ = write!(std::io::stderr(), "\r\u{1b}[2K");
+        }
+    }
 }
 
 fn health(config: &Config) -> anyhow::Result<()> {

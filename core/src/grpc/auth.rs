@@ -86,6 +86,11 @@ pub(super) fn admin(identity: &Identity) -> Result<(), Failure> {
     }
 }
 
+/// Who runs the installation, not only its conversations.
+pub(super) fn operator(identity: &Identity) -> Result<(), Failure> {
+    if identity.roles.contains_any(&[Role::Admin]) { Ok(()) } else { Err(denied("this needs the role admin")) }
+}
+
 fn denied(message: &'static str) -> Failure {
     Failure::new(ErrorCode::PermissionDenied, "PERMISSION_DENIED", message)
 }

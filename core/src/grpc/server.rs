@@ -25,7 +25,7 @@ use crate::{
     llm::registry::Models,
     metrics::Metrics,
     seal::KeyRing,
-    session::{QueueLimits, Sessions},
+    session::{QueueLimits, Sessions, rotation::Rotation},
 };
 
 /// Many small unread DATA frames end a whole channel with `ENHANCE_YOUR_CALM`; the budget grows with this window, so it is
@@ -66,6 +66,8 @@ pub struct GrpcLimits {
 pub struct Services {
     /// Sessions.
     pub sessions: Sessions,
+    /// Rotations of the key ring.
+    pub rotation: Rotation,
     /// Models.
     pub models: Models,
     /// Tokens.
@@ -120,7 +122,7 @@ impl GrpcServer {
     /// What the transport says, or the reflection service of the descriptors.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> Result<(), ServeError> {
         let Self { services, health, tls } = self;
-        let Services { sessions, models, verifier, ring, limits, metrics, tasks, leaving } = services;
+        let Services { sessions, rotation, models, verifier, ring, limits, metrics, tasks, leaving } = services;
         let authenticator = Authenticator::new(verifier);
         let core = CoreService {
             sessions,
@@ -136,8 +138,8 @@ impl GrpcServer {
             metrics: metrics.clone(),
         };
         let core = ChatCoreServer::new(core).max_decoding_message_size(limits.message_bytes);
-        let admin =
-            ChatAdminServer::new(AdminService { authenticator }).max_decoding_message_size(limits.message_bytes);
+        let admin = ChatAdminServer::new(AdminService { authenticator, rotation })
+            .max_decoding_message_size(limits.message_bytes);
         let health = tonic_health::pb::health_server::HealthServer::new(
             tonic_health::server::HealthService::from_health_reporter(health),
         );

@@ -17,7 +17,7 @@ mod token;
 
 pub use self::{
     data_key::{DataKey, Field},
-    installation::{InstallationSecret, SelfTestError, self_test},
+    installation::{InstallationSecret, SelfTestError, rewrap_secret, self_test},
     ring::{KeyRing, KeyRingError},
     token::TokenSealer,
 };

@@ -117,6 +117,21 @@ impl KeyRing {
         Ok(DataKey::new(&self.open_wrapped(Purpose::Session(session_id), wrapped)?))
     }
 
+    /// The data key of a session wrapped anew under the primary key; `None` when it is already.
+    ///
+    /// # Errors
+    /// As [`unwrap`](Self::unwrap).
+    pub fn rewrap(&self, session_id: SessionId, wrapped: &[u8]) -> Result<Option<Vec<u8>>, SealError> {
+        self.rewrap_for(Purpose::Session(session_id), wrapped)
+    }
+
+    pub(super) fn rewrap_for(&self, purpose: Purpose, wrapped: &[u8]) -> Result<Option<Vec<u8>>, SealError> {
+        // Opened all the same: what does not open must not pass for done.
+        let key = self.open_wrapped(purpose, wrapped)?;
+        let (id, _) = split_wrapped(wrapped).ok_or(SealError::Malformed)?;
+        Ok((id != self.primary).then(|| self.wrap(&self.primary, purpose, &key)))
+    }
+
     /// Seals the state of paged lists into opaque tokens.
     #[must_use]
     pub fn page_token_sealer(&self) -> TokenSealer {
@@ -235,6 +250,20 @@ mod tests {
             SealError::MissingKey("b".to_owned()),
             "new keys are wrapped under the new primary"
         );
+    }
+
+    #[test]
+    fn a_key_wrapped_anew_opens_under_the_primary_alone_and_to_the_same_key() {
+        let (a, b, session) = (KeyRing::generate_key(), KeyRing::generate_key(), SessionId::generate());
+        let (key, wrapped) = ring("a", &[("a", &a)]).new_data_key(session);
+        let both = ring("b", &[("a", &a), ("b", &b)]);
+        let newer = both.rewrap(session, &wrapped).unwrap().unwrap();
+        let alone = ring("b", &[("b", &b)]);
+        let again = alone.unwrap(session, &newer).unwrap();
+        assert_eq!(again.open(place(session), &key.seal(place(session), b"text")).unwrap(), b"text");
+        assert_eq!(both.rewrap(session, &newer).unwrap(), None, "done is done");
+        assert_eq!(alone.rewrap(session, &wrapped).unwrap_err(), SealError::MissingKey("a".to_owned()));
+        assert_eq!(both.rewrap(SessionId::generate(), &newer).unwrap_err(), SealError::DoesNotOpen);
     }
 
     #[test]

@@ -156,6 +156,12 @@ impl Directory {
         Self { shared: Arc::new(shared), phase }
     }
 
+    /// Names this run of this core.
+    #[must_use]
+    pub fn boot_id(&self) -> BootId {
+        self.shared.boot_id
+    }
+
     /// The room of a session, opened if need be.
     pub(super) async fn room(&self, id: SessionId) -> Result<RoomHandle, Failure> {
         if let Some(room) = self.live(id) {

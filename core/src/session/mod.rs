@@ -10,12 +10,15 @@ mod error;
 pub mod event;
 mod history;
 mod log;
+pub mod register;
 mod reply;
 mod room;
+pub mod rotation;
 mod sessions;
 mod subscriber;
 #[cfg(test)]
 mod tests;
+pub mod verify;
 
 pub use self::{
     directory::{Directory, Parts, Phase, SessionLimits},

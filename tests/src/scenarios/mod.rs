@@ -14,6 +14,7 @@ mod generation_stop;
 mod generation_text;
 mod headers;
 mod identity;
+mod keys;
 mod lifecycle;
 mod model_page;
 mod ownership;

@@ -1,0 +1,196 @@
+//! The keys that what is stored is sealed with: rotated while it runs, verified when it stands still.
+
+use std::{net::SocketAddr, path::PathBuf, process::Command, time::Duration};
+
+use chatbox_core::seal::KeyRing;
+use chatbox_proto::v1::{ListMessagesRequest, ListModelsRequest, chat_request::Open};
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+use crate::harness::{
+    client::{Addresses, Client, Transport},
+    grpc,
+    ports::free_port,
+    process::Process,
+    stack::SECRET,
+    token::{Minter, claims},
+    tools::binary,
+    wait::LIMIT,
+};
+
+/// A core on one file, started again and again with other rings.
+struct Installation {
+    folder: TempDir,
+    grpc: SocketAddr,
+    keys: [String; 2],
+    runs: u32,
+}
+
+impl Installation {
+    fn new() -> Self {
+        let keys = [KeyRing::generate_key(), KeyRing::generate_key()];
+        Self { folder: tempfile::tempdir().unwrap(), grpc: free_port().unwrap(), keys, runs: 0 }
+    }
+
+    /// Settings with some of the keys `k0` and `k1`, the last one as the primary.
+    fn settings(&self, ring: &[usize]) -> PathBuf {
+        let keys: Vec<_> = ring.iter().map(|n| format!("{{id = \"k{n}\", key = \"{}\"}}", self.keys[*n])).collect();
+        let text = format!(
+            "profile = \"dev\"\nlisten = \"{}\"\nmetrics_listen = \"\"\ntoken.secret = \"{SECRET}\"\n\
+             store.url = \"sqlite:{}\"\nkeys.primary = \"k{}\"\nkeys.ring = [{}]\n\
+             drain.notice = \"0s\"\ndrain.jitter = \"0s\"\n",
+            self.grpc,
+            self.database().display(),
+            ring.last().unwrap(),
+            keys.join(", "),
+        );
+        let file = self.folder.path().join("core.toml");
+        std::fs::write(&file, text).unwrap();
+        file
+    }
+
+    fn database(&self) -> PathBuf {
+        self.folder.path().join("chatbox.db")
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(binary(program).unwrap());
+        command.env_clear().env("PATH", "/usr/bin:/bin").current_dir(self.folder.path());
+        command
+    }
+
+    async fn start(&mut self, ring: &[usize]) -> Process {
+        self.runs += 1;
+        let mut command = self.command("chatbox-core");
+        command.arg("--config").arg(self.settings(ring));
+        let log = self.folder.path().join(format!("{}.log", self.runs));
+        let mut process = Process::start("chatbox-core", command, &log).unwrap();
+        let core = self.core("alice");
+        let ready = || {
+            let mut core = core.clone();
+            async move { core.list_models(ListModelsRequest {}).await.ok() }
+        };
+        process.wait_ready(LIMIT, ready).await.unwrap();
+        process
+    }
+
+    fn token(&self, user: &str, role: &str) -> String {
+        Minter::hs256(SECRET).mint(&claims(user, role)).unwrap()
+    }
+
+    fn core(&self, user: &str) -> grpc::Core {
+        grpc::core(grpc::channel(self.grpc).unwrap(), Some(&self.token(user, "user"))).unwrap()
+    }
+
+    async fn talk(&self, user: &str) -> String {
+        let addresses = Addresses { http: self.grpc, grpc: self.grpc };
+        let mut client = Client::connect(Transport::Grpc, addresses, &self.token(user, "user")).await.unwrap();
+        let opened = client.open(Open::default()).await.unwrap();
+        client.caught_up().await.unwrap();
+        client.say("m1", "keep this").await.unwrap();
+        client.reply().await.unwrap();
+        opened.session.unwrap().session_id
+    }
+
+    async fn history(&self, user: &str, session_id: &str) -> Vec<String> {
+        let request = ListMessagesRequest { session_id: session_id.to_owned(), ..Default::default() };
+        let page = self.core(user).list_messages(request).await.unwrap().into_inner();
+        page.messages.into_iter().map(|message| message.text).collect()
+    }
+
+    /// `chatbox admin rotate-keys` as this role: whether it succeeded, and what it said.
+    fn rotate(&self, role: &str) -> (bool, String) {
+        let mut command = self.command("chatbox");
+        command.args(["admin", "rotate-keys", "--reason", "yearly", "--grpc", &format!("http://{}", self.grpc)]);
+        finish(command.env("CHATBOX_TOKEN", self.token("root", role)))
+    }
+
+    /// `chatbox-core keys verify`: whether it succeeded, and what it said.
+    fn verify(&self, ring: &[usize]) -> (bool, String) {
+        let mut command = self.command("chatbox-core");
+        finish(command.arg("--config").arg(self.settings(ring)).args(["keys", "verify"]))
+    }
+}
+
+fn finish(command: &mut Command) -> (bool, String) {
+    let output = command.output().unwrap();
+    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat();
+    (output.status.success(), said)
+}
+
+#[tokio::test]
+async fn after_an_online_rotation_the_old_key_is_not_needed() {
+    let mut installation = Installation::new();
+    let core = installation.start(&[0]).await;
+    let mut sessions = Vec::new();
+    for user in ["alice", "bob", "carol"] {
+        let id = installation.talk(user).await;
+        sessions.push((user, id.clone(), installation.history(user, &id).await));
+    }
+    stop(core).await;
+
+    let core = installation.start(&[0, 1]).await;
+    // One of them is live meanwhile.
+    let live = installation.talk("dave").await;
+    let (done, said) = installation.rotate("chat_admin");
+    assert!(!done && said.contains("role admin"), "{said}");
+    let (done, said) = installation.rotate("admin");
+    assert!(done && said.contains("3 of 4 data keys wrapped anew") && said.contains("complete"), "{said}");
+    let (done, said) = installation.rotate("admin");
+    assert!(done && said.contains("0 of 4"), "{said}");
+    assert_eq!(installation.history("dave", &live).await.len(), 2);
+    stop(core).await;
+
+    let core = installation.start(&[1]).await;
+    for (user, id, before) in &sessions {
+        assert_eq!(&installation.history(user, id).await, before);
+    }
+    stop(core).await;
+    let (fine, said) = installation.verify(&[1]);
+    assert!(fine && said.contains("4 sessions (0 erased)") && said.contains(" 0 findings"), "{said}");
+    let (fine, said) = installation.verify(&[0]);
+    assert!(!fine && said.contains("self-test"), "{said}");
+}
+
+#[tokio::test]
+async fn verification_names_what_is_not_sealed_altered_moved_or_missing() {
+    let mut installation = Installation::new();
+    let core = installation.start(&[0]).await;
+    let mut sessions = Vec::new();
+    for user in ["alice", "bob", "carol", "dave", "erin"] {
+        sessions.push(installation.talk(user).await);
+    }
+    stop(core).await;
+    assert!(installation.verify(&[0]).0);
+
+    let database = Connection::open(installation.database()).unwrap();
+    let change = |sql: &str| {
+        // Ids are bytes there.
+        let sql = (0..5).fold(sql.to_owned(), |sql, n| {
+            sql.replace(&format!("$S{n}"), &format!("x'{}'", sessions[n].replace('-', "")))
+        });
+        assert_eq!(database.execute(&sql, []).unwrap(), 1, "{sql}");
+    };
+    change("UPDATE log SET sealed = CAST('[{\"at\":1}]' AS BLOB) WHERE session_id = $S0 AND first_seq = 1");
+    change("UPDATE sessions SET wrapped_key = (SELECT wrapped_key FROM sessions WHERE id = $S0) WHERE id = $S1");
+    change("UPDATE sessions SET state = CAST(substr(state, 1, length(state) - 1) || x'00' AS BLOB) WHERE id = $S2");
+    change("DELETE FROM log WHERE session_id = $S3 AND first_seq = 1");
+    drop(database);
+
+    let (fine, said) = installation.verify(&[0]);
+    assert!(!fine && said.contains("5 sessions") && said.contains(" 4 findings"), "{said}");
+    for (session, found) in [
+        (0, "log above entry 0 is not sealed"),
+        (1, "data key does not open"),
+        (2, "folded state does not open"),
+        (3, "log above entry 0 opens and is not what should be there"),
+    ] {
+        assert!(said.contains(&format!("session {}: {found}", sessions[session])), "{found}: {said}");
+    }
+    assert!(!said.contains(&sessions[4]), "{said}");
+}
+
+async fn stop(mut core: Process) {
+    let status = core.terminate(Duration::from_secs(20)).await.unwrap();
+    assert!(status.success(), "{}", core.log());
+}

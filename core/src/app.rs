@@ -125,7 +125,7 @@ impl App {
             }
         };
 
-        let metrics = Metrics::new();
+        let metrics = Metrics::with_models(models.clone());
         let (streams, leaving) = (TaskTracker::new(), CancellationToken::new());
         let directory = Directory::new(Parts {
             store: store.clone(),

@@ -122,7 +122,6 @@ fn every_bad_value_is_named() {
         ("MODELS_0_MAX_OUTPUT_TOKENS", "8192"),
         ("MODELS_0_FALLBACKS", "nope"),
         ("MODELS_0_FALLBACKS", "gpt"),
-        ("MODELS_0_ROLES", "admin"),
         ("MODELS_0_ROLES", "king"),
         ("MODELS_0_ON_LOSS", "restart"),
         ("MODELS_0_ON_LOSS", "cry"),
@@ -249,6 +248,17 @@ fn fallbacks_are_models_with_room_and_the_default_is_for_everybody() {
     ] {
         assert_eq!(load(&with(lines), &[]).expect_err(lines), [expect]);
     }
+}
+
+#[test]
+fn the_sample_of_providers_is_valid_with_keys_alone() {
+    let sample = include_str!("../../../deployments/providers.toml");
+    let ring = format!("[{{id = \"k1\", key = \"{KEY}\"}}]");
+    let keys = ["OPENAI", "ANTHROPIC", "DIFY", "AZURE"].map(|name| format!("CHATBOX_CORE_PROVIDERS_{name}_API_KEY"));
+    let mut list = vec![("CHATBOX_TOKEN_SECRET", SECRET), ("CHATBOX_CORE_KEYS_RING", ring.as_str())];
+    list.extend(keys.iter().map(|name| (name.as_str(), "5hJnZsGa4EuM")));
+    let config = load(sample, &list).expect("valid");
+    assert_eq!(config.build_models().expect("models").iter().count(), 5);
 }
 
 #[test]

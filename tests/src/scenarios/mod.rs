@@ -1,5 +1,6 @@
 //! One file for each behaviour.
 
+mod anthropic;
 mod bad_input;
 mod chaos;
 mod chaos_evidence;
@@ -7,6 +8,7 @@ mod chaos_failpoints;
 mod chaos_mutants;
 mod conversation;
 mod dev;
+mod dify;
 mod edge_drain;
 mod edge_panics;
 mod edge_reopen;
@@ -35,6 +37,9 @@ mod real_model;
 mod resume;
 mod resume_crash;
 mod resume_slow;
+mod routing;
+mod routing_dialects;
+mod routing_logs;
 mod samples;
 mod tls;
 mod transcript;

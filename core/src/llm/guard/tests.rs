@@ -290,7 +290,7 @@ async fn overload_that_is_told_inside_the_stream_passes_too() {
 
 #[tokio::test(start_paused = true)]
 async fn each_try_counts_for_the_breaker_and_none_goes_through_when_it_is_open() {
-    let limits = BreakerLimits { failures: 3, ..BreakerLimits::default() };
+    let limits = BreakerLimits { failures: 3, window: Duration::from_secs(600), ..BreakerLimits::default() };
     let breaker = Arc::new(Breaker::new("p", limits));
     let provider = Arc::new(Scripted::default());
     provider.tries.lock().expect("lock").extend([

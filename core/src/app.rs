@@ -1,44 +1,35 @@
 //! Core as a whole: bound first, then run, then drained. No state is process-wide, so several fit into one process.
 
+mod configured;
 mod peers;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use chatbox_proto::token::Verifier;
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{net::TcpListener, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
-use self::peers::Peers;
+use self::{
+    configured::{grpc_limits, listen, listen_operators, open_store, server_tls, session_limits},
+    peers::Peers,
+};
 use crate::{
     bus::Bus,
-    config::{Config, DrainConfig, StoreTarget, TlsConfig},
-    grpc::{FrameLimits, GrpcLimits, GrpcServer, Health, PageSizes, Services},
+    config::{Config, DrainConfig},
+    grpc::{GrpcServer, Health, Services},
     keys,
     llm::registry::Models,
     metrics::Metrics,
     operators,
     seal::{self, KeyRing},
     session::{
-        Directory, Parts, QueueLimits, SessionLimits, Sessions, register::Register, rotation::Rotation,
-        verify::Verifier as PayloadVerifier,
+        Directory, Parts, Sessions, register::Register, rotation::Rotation, verify::Verifier as PayloadVerifier,
     },
-    store::{
-        SessionStore,
-        mongo::{MongoOptions, MongoStore},
-        sqlite::{SqliteOptions, SqliteStore},
-    },
+    store::SessionStore,
 };
 
 pub use crate::session::verify::{Finding, Verified};
-
-/// Connections that wait to be accepted.
-const BACKLOG: i32 = 1024;
-
-/// A unary call takes at most this long, unless its client wants it sooner.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A core whose row in the register has not moved for this long is dead.
 const CORE_LAPSE: Duration = Duration::from_secs(10);
@@ -53,6 +44,7 @@ pub struct App {
     store: Arc<dyn SessionStore>,
     peers: Peers,
     directory: Directory,
+    models: Models,
     server: GrpcServer,
     verifier: Arc<Verifier>,
     register: Register,
@@ -79,6 +71,19 @@ impl App {
     /// # Errors
     /// One line that names the setting; everything that was acquired is released.
     pub async fn bind_with(config: Config, models: Models) -> anyhow::Result<Self> {
+        Self::bind_over(config, models, |store| store).await
+    }
+
+    /// Like [`bind_with`](Self::bind_with), with the store as `wrap` hands it on: for whoever watches or disturbs what is
+    /// asked of it.
+    ///
+    /// # Errors
+    /// One line that names the setting; everything that was acquired is released.
+    pub async fn bind_over(
+        config: Config,
+        models: Models,
+        wrap: impl FnOnce(Arc<dyn SessionStore>) -> Arc<dyn SessionStore>,
+    ) -> anyhow::Result<Self> {
         let ring = Arc::new(KeyRing::from_config(config.keys.primary_id().unwrap_or_default(), config.keys.pairs())?);
         let key_error = |error| anyhow::anyhow!("token: {error}");
         let source = keys::source(&config.token).map_err(key_error)?;
@@ -89,7 +94,7 @@ impl App {
             anyhow::ensure!(config.token.jwks_file.is_empty(), "token.jwks_file: {error}");
             tracing::warn!(%error, "token.jwks_url: the key set could not be read, trying again later");
         }
-        let store = open_store(&config).await?;
+        let store = wrap(open_store(&config).await?);
         let secret = match seal::self_test(&ring, &*store).await {
             Ok(secret) => secret,
             Err(error) => {
@@ -111,7 +116,7 @@ impl App {
             }
         };
 
-        let metrics = Metrics::new();
+        let metrics = Metrics::with_models(models.clone());
         let (streams, leaving) = (TaskTracker::new(), CancellationToken::new());
         let directory = Directory::new(Parts {
             store: store.clone(),
@@ -127,7 +132,7 @@ impl App {
         let services = Services {
             sessions: Sessions::new(directory.clone()),
             rotation: Rotation::new(store.clone(), ring.clone(), register.clone(), call),
-            models,
+            models: models.clone(),
             verifier: verifier.clone(),
             ring,
             limits: grpc_limits(&config),
@@ -141,6 +146,7 @@ impl App {
             store,
             peers,
             directory,
+            models,
             server,
             verifier,
             register,
@@ -176,6 +182,7 @@ impl App {
             store,
             peers,
             directory,
+            models,
             server,
             verifier,
             register,
@@ -231,6 +238,7 @@ impl App {
             store,
             peers,
             directory,
+            models,
             register,
             metrics,
             streams,
@@ -251,6 +259,7 @@ struct Leaving {
     store: Arc<dyn SessionStore>,
     peers: Peers,
     directory: Directory,
+    models: Models,
     register: Register,
     metrics: Metrics,
     streams: TaskTracker,
@@ -268,6 +277,7 @@ impl Leaving {
             store,
             peers,
             directory,
+            models,
             register,
             metrics,
             streams,
@@ -301,6 +311,8 @@ impl Leaving {
         }
         let rest = async {
             directory.drained().await;
+            // Answers that were cut may have to be stopped by a call of their own.
+            models.settled().await;
             streams.close();
             streams.wait().await;
             // Its row would lapse all the same.
@@ -384,101 +396,5 @@ impl Probe {
                 self.health.set_ready(serves).await;
             }
         }
-    }
-}
-
-fn listen(setting: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    let bind = || {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        // A restart must not wait for the sockets of the process before it.
-        socket.set_reuse_address(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        socket.set_nonblocking(true)?;
-        TcpListener::from_std(socket.into())
-    };
-    bind().map_err(|error| anyhow::anyhow!("{setting}: {address}: {error}"))
-}
-
-fn listen_operators(config: &Config) -> anyhow::Result<Option<TcpListener>> {
-    match config.metrics_listen.as_str() {
-        "" => Ok(None),
-        address => listen("metrics_listen", address.parse()?).map(Some),
-    }
-}
-
-async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn SessionStore>> {
-    let settings = &config.store;
-    match settings.target().map_err(|rule| anyhow::anyhow!("store.url: {rule}"))? {
-        StoreTarget::Sqlite(path) => {
-            let max = settings.max_size.as_usize() as u64;
-            let mut options = SqliteOptions::default();
-            options.max_bytes = (max > 0).then_some(max);
-            let store = SqliteStore::open(&path, &options).with_context(|| format!("store.url: {}", path.display()))?;
-            Ok(Arc::new(store))
-        }
-        StoreTarget::Mongo(uri) => {
-            // Sooner than the limit of whoever calls the store, so that its word is heard about what is certain.
-            let call_timeout = settings.call_timeout * 9 / 10;
-            let options = MongoOptions { uri, call_timeout, pool_size: settings.pool_size };
-            Ok(Arc::new(MongoStore::open(&options).await.context("store.url")?))
-        }
-    }
-}
-
-fn server_tls(config: &Config) -> anyhow::Result<Option<ServerTlsConfig>> {
-    let TlsConfig { cert_file, key_file, client_ca_file } = &config.tls;
-    if !config.tls.is_enabled() {
-        return Ok(None);
-    }
-    let read = |setting: &str, file: &str| std::fs::read(file).with_context(|| format!("tls.{setting}: {file}"));
-    let identity = Identity::from_pem(read("cert_file", cert_file)?, read("key_file", key_file)?);
-    let mut tls = ServerTlsConfig::new().identity(identity).timeout(config.limits.handshake_timeout);
-    if !client_ca_file.is_empty() {
-        tls = tls.client_ca_root(Certificate::from_pem(read("client_ca_file", client_ca_file)?));
-    }
-    // Built once for nothing, so that a file that is no certificate is refused before anything listens.
-    tonic::transport::Server::builder().tls_config(tls.clone()).context("tls.cert_file, tls.key_file")?;
-    Ok(Some(tls))
-}
-
-fn queue_limits(config: &Config) -> QueueLimits {
-    QueueLimits { events: config.session.queue_events, bytes: config.session.queue_bytes.as_usize() }
-}
-
-fn session_limits(config: &Config) -> SessionLimits {
-    let session = &config.session;
-    SessionLimits {
-        max_active: session.active_per_user,
-        replay: session.replay_entries,
-        max_unanswered: session.unanswered,
-        append_rounds: session.append_rounds,
-        heartbeat: session.heartbeat,
-        checkpoint: session.checkpoint,
-        store_call: config.store.call_timeout,
-        reply_lapse: session.reply_lapse,
-        away_jitter: config.drain.jitter,
-    }
-}
-
-fn grpc_limits(config: &Config) -> GrpcLimits {
-    let (limits, session) = (&config.limits, &config.session);
-    GrpcLimits {
-        connections: limits.connections as usize,
-        streams: limits.streams_per_connection,
-        user_streams: limits.streams_per_user,
-        message_bytes: limits.request_bytes.as_usize(),
-        header_bytes: u32::try_from(limits.header_bytes.as_usize()).unwrap_or(u32::MAX),
-        ping_interval: limits.keepalive,
-        call_timeout: CALL_TIMEOUT,
-        queue: queue_limits(config),
-        frames: FrameLimits {
-            frame_bytes: limits.frame_bytes.as_usize(),
-            text_bytes: session.message_bytes.as_usize(),
-            per_second: limits.frames_per_second,
-            malformed_per_minute: limits.malformed_per_minute as usize,
-            expiry_warning: session.expiry_warning,
-        },
-        pages: PageSizes { default: session.page_size, max: session.max_page_size },
     }
 }

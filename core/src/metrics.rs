@@ -2,6 +2,8 @@
 //!
 //! Names follow Prometheus: base units (seconds), `_total` on counters. No label is ever taken from a client.
 
+mod providers;
+
 use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -21,6 +23,7 @@ use prometheus_client::{
 
 use crate::{
     domain::entry::{FinishReason, ReplyFinished},
+    llm::registry::Models,
     store::StoreErrorKind,
     telemetry,
 };
@@ -110,6 +113,16 @@ impl Metrics {
     /// A registry with everything at zero.
     #[must_use]
     pub fn new() -> Self {
+        Self::build(None)
+    }
+
+    /// The same, with the figures of the providers of these models.
+    #[must_use]
+    pub fn with_models(models: Models) -> Self {
+        Self::build(Some(models))
+    }
+
+    fn build(models: Option<Models>) -> Self {
         let mut metrics = Self {
             registry: Arc::default(),
             sessions_live: Gauge::default(),
@@ -130,7 +143,11 @@ impl Metrics {
             requests: Family::default(),
             request_seconds: Family::new_with_constructor(|| Histogram::new(CALL_BUCKETS)),
         };
-        metrics.registry = Arc::new(metrics.register());
+        let mut registry = metrics.register();
+        if let Some(models) = models {
+            registry.register_collector(Box::new(providers::ProviderCollector { models }));
+        }
+        metrics.registry = Arc::new(registry);
         metrics
     }
 

@@ -151,8 +151,7 @@ fn length(data: &[u8]) -> usize {
 /// The product's provider: the number of texts.
 async fn generate(provider: &OpenAi) -> Result<usize> {
     let messages = vec![PromptMessage { role: PromptRole::User, text: "hello".to_owned() }];
-    let prompt =
-        Prompt { upstream_model: "bench".to_owned(), messages, max_output_tokens: 1_000, user_hash: String::new() };
+    let prompt = Prompt { upstream_model: "bench".to_owned(), messages, max_output_tokens: 1_000, ..Prompt::default() };
     let mut stream = provider.generate(prompt).await?;
     let mut texts = 0;
     while let Some(chunk) = stream.next().await {

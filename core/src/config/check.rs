@@ -103,6 +103,7 @@ impl Config {
         for (index, model) in self.models.iter().enumerate() {
             let name = format!("models[{index}]");
             check_model(&name, model, mistakes);
+            model.check_routing(&name, &self.models, mistakes);
             if !ids.insert(model.id.as_str()) {
                 mistakes.push(format!("{name}.id: {:?} is there twice", model.id));
             }
@@ -113,18 +114,7 @@ impl Config {
         if self.models.is_empty() {
             mistakes.push("models: at least one is needed".to_owned());
         }
-        match self.models.iter().find(|model| model.id == self.default_model) {
-            None if self.default_model.is_empty() => {
-                mistakes.push("default_model: must be set to the id of one of the models".to_owned());
-            }
-            None => mistakes.push(format!("default_model: {:?} is not among the models", self.default_model)),
-            Some(model) => {
-                let demo = self.providers.get(&model.provider).is_some_and(|p| p.kind == ProviderKind::Demo);
-                if demo && self.profile.is_production() {
-                    mistakes.push("default_model: must not be a demo model in the production profile".to_owned());
-                }
-            }
-        }
+        mistakes.extend(self.check_default_model());
     }
 
     fn check_session(&self, mistakes: &mut Vec<String>) {
@@ -157,6 +147,7 @@ impl Config {
     fn check_limits(&self, mistakes: &mut Vec<String>) {
         let limits = &self.limits;
         within("limits.connections", limits.connections, 1, 1_000_000, mistakes);
+        within("limits.connections_per_ip", limits.connections_per_ip, 1, 1_000_000, mistakes);
         within("limits.streams_per_connection", limits.streams_per_connection, 1_000, 1_000_000, mistakes);
         within("limits.streams_per_user", limits.streams_per_user, 1, 10_000, mistakes);
         within("limits.frames_per_second", limits.frames_per_second, 1, 10_000, mistakes);
@@ -234,18 +225,16 @@ fn check_model(name: &str, model: &ModelConfig, mistakes: &mut Vec<String>) {
 }
 
 fn check_provider(name: &str, provider: &ProviderConfig, used: bool, production: bool, mistakes: &mut Vec<String>) {
-    if provider.kind == ProviderKind::OpenAi {
-        if let Err(error) = provider.openai_settings().check() {
-            mistakes.push(format!("{name}.{error}"));
-        }
-        let official = provider.base_url.starts_with("https://api.openai.com/");
-        if used && official && provider.api_key.is_empty() && provider.headers.is_empty() {
-            mistakes.push(format!("{name}.api_key: must be set for {}", provider.base_url));
-        }
-        let placeholder = !provider.api_key.is_empty() && provider.api_key.is_placeholder();
-        if used && production && placeholder && provider.base_url.starts_with("https:") {
-            mistakes.push(format!("{name}.api_key: is a placeholder"));
-        }
+    if let Err(error) = provider.check_settings() {
+        mistakes.push(format!("{name}.{error}"));
+    }
+    if used && provider.is_the_service() && provider.api_key.is_empty() && provider.headers.is_empty() {
+        mistakes.push(format!("{name}.api_key: must be set for {}", provider.base_url));
+    }
+    let placeholder = !provider.api_key.is_empty() && provider.api_key.is_placeholder();
+    let leaves = provider.kind != ProviderKind::Demo && provider.base_url.starts_with("https:");
+    if used && production && placeholder && leaves {
+        mistakes.push(format!("{name}.api_key: is a placeholder"));
     }
     let name = |setting| format!("{name}.{setting}");
     for (setting, value, min, max) in [
@@ -255,6 +244,9 @@ fn check_provider(name: &str, provider: &ProviderConfig, used: bool, production:
         ("total_timeout", provider.total_timeout, ms(1_000), HOUR),
         ("backoff", provider.backoff, Duration::ZERO, ms(10_000)),
         ("max_retry_after", provider.max_retry_after, Duration::ZERO, MINUTE),
+        ("queue_timeout", provider.queue_timeout, ms(100), 10 * MINUTE),
+        ("breaker_window", provider.breaker_window, ms(1_000), 10 * MINUTE),
+        ("breaker_pause", provider.breaker_pause, ms(100), 10 * MINUTE),
         ("word_delay", provider.word_delay, Duration::ZERO, ms(1_000)),
     ] {
         times(&[(&name(setting), value, min, max)], mistakes);
@@ -262,8 +254,11 @@ fn check_provider(name: &str, provider: &ProviderConfig, used: bool, production:
     if provider.retries > 5 {
         mistakes.push(format!("{}: must be from 0 to 5", name("retries")));
     }
+    within(&name("concurrency"), provider.concurrency, 1, 100_000, mistakes);
+    within(&name("queue"), provider.queue, 0, 100_000, mistakes);
+    within(&name("breaker_failures"), provider.breaker_failures, 0, 10_000, mistakes);
     within(&name("event_bytes"), provider.event_bytes, ByteSize::kib(16), ByteSize::mib(16), mistakes);
-    within(&name("reply_bytes"), provider.reply_bytes, ByteSize::kib(16), ByteSize::mib(4), mistakes);
+    within(&name("reply_bytes"), provider.reply_bytes, ByteSize::kib(16), ByteSize::mib(3), mistakes);
 }
 
 const MINUTE: Duration = Duration::from_secs(60);

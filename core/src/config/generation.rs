@@ -3,36 +3,43 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use chatbox_proto::{
-    settings::{self, ByteSize, Mistakes},
+    settings::{self, ByteSize},
     token::Secret,
 };
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::Config;
 use crate::llm::{
-    Model, ModelInfo, Models, Provider,
+    Provider,
+    anthropic::{Anthropic, AnthropicSettings},
+    breaker::BreakerLimits,
     demo::{DEFAULT_WORD_DELAY, Demo},
-    guard::{Guard, GuardLimits},
-    http::SetupError,
+    dify::{Dify, DifySettings},
+    guard::GuardLimits,
+    http::{Access, KeyHeader, SetupError},
     openai::{OpenAi, OpenAiSettings, OutputLimitField},
+    queue::QueueLimits,
+    upstream::{Upstream, UpstreamLimits},
 };
 
-const OPENAI: &str = "openai";
-const DEMO: &str = "demo";
+pub(super) const OPENAI: &str = "openai";
+pub(super) const DEMO: &str = "demo";
 
 /// Who generates text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProviderConfig {
-    /// `openai` (chat completions, also of compatible servers) or `demo`. Default `openai`; the provider called `demo` is
-    /// always of that kind.
+    /// `openai` (chat completions, also of compatible servers), `anthropic` (messages), `dify` (chat messages of an
+    /// application) or `demo`. Default `openai`; the providers called `anthropic`, `dify` and `demo` are always of that kind.
     pub kind: ProviderKind,
-    /// Where the API begins, up to and including `/v1`: https, or http to this machine. Default `https://api.openai.com/v1`.
+    /// Where the API begins, up to and including `/v1`: https, or http to this machine. A query like `?api-version=…` is
+    /// kept. Default that of the service: `https://api.openai.com/v1`, `https://api.anthropic.com/v1`, `https://api.dify.ai/v1`.
     pub base_url: String,
-    /// Sent as bearer token; empty: none, or in `api_key_file`. Default empty.
+    /// The key; empty: none, or in `api_key_file`. Default empty.
     pub api_key: Secret,
     /// A file that holds the key. Default empty.
     pub api_key_file: String,
+    /// Where `openai` servers look for the key: `auto` (by host), `bearer` or `api-key` (Azure). Default `auto`.
+    pub key_header: KeyPlace,
     /// Further headers for every request, e.g. for a gateway. Their values are secret. Default none.
     pub headers: BTreeMap<String, Secret>,
     /// Whether the key and the texts may travel over plain http to another machine. Default `false`.
@@ -46,7 +53,7 @@ pub struct ProviderConfig {
     /// Time to connect, TLS included: 100 ms to 1 min. Default 5 s.
     #[serde(with = "settings::duration")]
     pub connect_timeout: Duration,
-    /// Time to the first text of a try: 100 ms to 10 min. Models that think in silence need more. Default 30 s.
+    /// Time to the first text or reasoning of a try: 100 ms to 10 min. Models that think in silence need more. Default 30 s.
     #[serde(with = "settings::duration")]
     pub first_byte_timeout: Duration,
     /// Time between two pieces of an answer: 100 ms to 10 min. Default 30 s.
@@ -63,9 +70,26 @@ pub struct ProviderConfig {
     /// A provider that asks for a longer pause is not tried again: 0 s to 1 min. Default 10 s.
     #[serde(with = "settings::duration")]
     pub max_retry_after: Duration,
+    /// Replies that are generated at once: 1 to 100,000. Default 2,000.
+    pub concurrency: u32,
+    /// Replies that wait for one of those places, users taking turns: 0 to 100,000. More are refused. Default 1,000.
+    pub queue: u32,
+    /// Longest wait for a place: 100 ms to 10 min. Default 30 s.
+    #[serde(with = "settings::duration")]
+    pub queue_timeout: Duration,
+    /// So many failures within `breaker_window`, if they are half of all tries, and the provider is left alone: 0 (never) to
+    /// 10,000. Default 20.
+    pub breaker_failures: u32,
+    /// How far back failures count: 1 s to 10 min. Default 30 s.
+    #[serde(with = "settings::duration")]
+    pub breaker_window: Duration,
+    /// How long it is left alone before it is tried again, up to eight times as long when that fails: 100 ms to 10 min.
+    /// Default 10 s.
+    #[serde(with = "settings::duration")]
+    pub breaker_pause: Duration,
     /// One event of a stream: 16 KiB to 16 MiB. Default 1 MiB.
     pub event_bytes: ByteSize,
-    /// The text of one reply: 16 KiB to 4 MiB. It ends there as at the model's own limit. Default 1 MiB.
+    /// The text of one reply: 16 KiB to 3 MiB, since gRPC clients take 4 MiB at once. It ends there as at the model's own limit. Default 1 MiB.
     pub reply_bytes: ByteSize,
     /// Pause before each word of the demo model: 0 s to 1 s. Default 30 ms.
     #[serde(with = "settings::duration")]
@@ -74,26 +98,33 @@ pub struct ProviderConfig {
 
 impl Default for ProviderConfig {
     fn default() -> Self {
-        let limits = GuardLimits::default();
-        let openai = OpenAiSettings::new("https://api.openai.com/v1");
+        let UpstreamLimits { guard: limits, queue, breaker } = UpstreamLimits::default();
+        let access = Access::new("");
         Self {
             kind: ProviderKind::OpenAi,
-            base_url: openai.base_url,
+            base_url: access.base_url,
             api_key: Secret::default(),
             api_key_file: String::new(),
+            key_header: KeyPlace::Auto,
             headers: BTreeMap::new(),
             allow_http: false,
             output_limit: OutputLimit::Auto,
             include_usage: true,
             send_user: true,
-            connect_timeout: openai.connect_timeout,
+            connect_timeout: access.connect_timeout,
             first_byte_timeout: limits.first_byte,
             chunk_timeout: limits.between_chunks,
             total_timeout: limits.total,
             retries: limits.retries,
             backoff: limits.backoff,
             max_retry_after: limits.max_retry_after,
-            event_bytes: ByteSize::bytes(openai.max_event_bytes as u64),
+            concurrency: u32::try_from(queue.running).unwrap_or(u32::MAX),
+            queue: u32::try_from(queue.waiting).unwrap_or(u32::MAX),
+            queue_timeout: queue.wait,
+            breaker_failures: breaker.failures,
+            breaker_window: breaker.window,
+            breaker_pause: breaker.pause,
+            event_bytes: ByteSize::bytes(access.max_event_bytes as u64),
             reply_bytes: ByteSize::bytes(limits.max_text_bytes as u64),
             word_delay: DEFAULT_WORD_DELAY,
         }
@@ -106,8 +137,36 @@ impl Default for ProviderConfig {
 pub enum ProviderKind {
     /// Chat completions.
     OpenAi,
+    /// Messages.
+    Anthropic,
+    /// Chat messages of an application.
+    Dify,
     /// Built in, without network or intelligence.
     Demo,
+}
+
+impl ProviderKind {
+    /// Where the service itself is. `None`: there is none.
+    fn base_url(self) -> Option<&'static str> {
+        match self {
+            Self::OpenAi => Some("https://api.openai.com/v1"),
+            Self::Anthropic => Some("https://api.anthropic.com/v1"),
+            Self::Dify => Some("https://api.dify.ai/v1"),
+            Self::Demo => None,
+        }
+    }
+}
+
+/// Where the key is put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeyPlace {
+    /// By host.
+    Auto,
+    /// `Authorization: Bearer`.
+    Bearer,
+    /// `api-key`.
+    ApiKey,
 }
 
 /// Name of the field that limits the output.
@@ -122,93 +181,74 @@ pub enum OutputLimit {
     MaxCompletionTokens,
 }
 
-/// A model that may be chosen.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ModelConfig {
-    /// By which it is chosen and stored: 1 to 64 characters of `A-Z a-z 0-9 . _ : / -`.
-    pub id: String,
-    /// By which people know it: at most 100 characters; empty: its id. Default empty.
-    pub name: String,
-    /// Name of its provider. Default `openai`.
-    pub provider: String,
-    /// Its name at the provider, at most 200 characters; empty: its id. Default empty.
-    pub upstream_model: String,
-    /// Tokens of prompt and answer together: 256 to 10,000,000. Default 8,192.
-    pub context_tokens: u32,
-    /// Tokens of an answer at most: 1 to less than `context_tokens`. Default 1,024.
-    pub max_output_tokens: u32,
-    /// First message of every prompt, at most 32 KiB; empty: none. Default empty.
-    pub system_prompt: String,
-}
-
-impl Default for ModelConfig {
-    fn default() -> Self {
-        Self {
-            id: String::new(),
-            name: String::new(),
-            provider: OPENAI.to_owned(),
-            upstream_model: String::new(),
-            context_tokens: 8_192,
-            max_output_tokens: 1_024,
-            system_prompt: String::new(),
-        }
-    }
-}
-
-impl ModelConfig {
-    /// The demo model.
-    #[must_use]
-    pub fn demo() -> Self {
-        Self {
-            id: DEMO.to_owned(),
-            name: "Demo (built in)".to_owned(),
-            provider: DEMO.to_owned(),
-            max_output_tokens: 4_096,
-            ..Self::default()
-        }
-    }
-
-    fn info(&self) -> ModelInfo {
-        let or_id = |value: &String| if value.is_empty() { self.id.clone() } else { value.clone() };
-        ModelInfo {
-            id: self.id.clone(),
-            name: or_id(&self.name),
-            provider: self.provider.clone(),
-            upstream_model: or_id(&self.upstream_model),
-            context_tokens: self.context_tokens,
-            max_output_tokens: self.max_output_tokens,
-            system_prompt: (!self.system_prompt.is_empty()).then(|| self.system_prompt.clone()),
-        }
-    }
-}
-
 /// The providers that are always there, so that variables can set them up without a file.
 pub(super) fn built_in() -> BTreeMap<String, ProviderConfig> {
-    let demo = ProviderConfig { kind: ProviderKind::Demo, ..ProviderConfig::default() };
-    BTreeMap::from([(OPENAI.to_owned(), ProviderConfig::default()), (DEMO.to_owned(), demo)])
+    let provider =
+        |(name, kind): (&str, ProviderKind)| (name.to_owned(), ProviderConfig { kind, ..ProviderConfig::default() });
+    [(OPENAI, ProviderKind::OpenAi)].into_iter().chain(FIXED).map(provider).collect()
 }
 
-/// The providers of the file beside the built-in ones. Those of the same name replace them, but `demo` stays what it is: a
-/// variable may set one of its settings without saying so.
+/// Names that say the kind.
+const FIXED: [(&str, ProviderKind); 3] =
+    [("anthropic", ProviderKind::Anthropic), ("dify", ProviderKind::Dify), (DEMO, ProviderKind::Demo)];
+
+/// The providers of the file beside the built-in ones. Those of the same name replace them, but some stay what they are: a
+/// variable may set one of their settings without saying so.
 pub(super) fn with_built_in<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<BTreeMap<String, ProviderConfig>, D::Error> {
     let mut providers = built_in();
     providers.extend(BTreeMap::<String, ProviderConfig>::deserialize(deserializer)?);
-    if let Some(demo) = providers.get_mut(DEMO) {
-        demo.kind = ProviderKind::Demo;
+    for (name, kind) in FIXED {
+        if let Some(provider) = providers.get_mut(name) {
+            provider.kind = kind;
+        }
     }
     Ok(providers)
 }
 
 impl ProviderConfig {
-    pub(super) fn openai_settings(&self) -> OpenAiSettings {
-        OpenAiSettings {
+    /// Fills in what depends on the kind.
+    pub(super) fn complete(&mut self) {
+        if self.base_url.is_empty() {
+            self.kind.base_url().unwrap_or_default().clone_into(&mut self.base_url);
+        }
+    }
+
+    /// It is the service itself, which asks for a key, rather than a server that speaks the same.
+    pub(super) fn is_the_service(&self) -> bool {
+        self.kind.base_url().is_some_and(|url| self.base_url.is_empty() || self.base_url.starts_with(url))
+    }
+
+    /// What would keep it from being built.
+    pub(super) fn check_settings(&self) -> Result<(), SetupError> {
+        match self.kind {
+            ProviderKind::OpenAi => self.openai_settings().check(),
+            ProviderKind::Anthropic => self.anthropic_settings().check(),
+            ProviderKind::Dify => self.dify_settings().check(),
+            ProviderKind::Demo => Ok(()),
+        }
+    }
+
+    fn access(&self) -> Access {
+        let base_url = if self.base_url.is_empty() { self.kind.base_url() } else { Some(self.base_url.as_str()) };
+        Access {
             api_key: (!self.api_key.is_empty()).then(|| self.api_key.expose().to_owned()),
             headers: self.headers.iter().map(|(name, value)| (name.clone(), value.expose().to_owned())).collect(),
             allow_http: self.allow_http,
             connect_timeout: self.connect_timeout,
+            max_event_bytes: self.event_bytes.as_usize(),
+            ..Access::new(base_url.unwrap_or_default())
+        }
+    }
+
+    fn openai_settings(&self) -> OpenAiSettings {
+        OpenAiSettings {
+            key_header: match self.key_header {
+                KeyPlace::Auto => None,
+                KeyPlace::Bearer => Some(KeyHeader::Bearer),
+                KeyPlace::ApiKey => Some(KeyHeader::ApiKey),
+            },
             output_limit_field: match self.output_limit {
                 OutputLimit::Auto => None,
                 OutputLimit::MaxTokens => Some(OutputLimitField::MaxTokens),
@@ -216,9 +256,16 @@ impl ProviderConfig {
             },
             include_usage: self.include_usage,
             send_user: self.send_user,
-            max_event_bytes: self.event_bytes.as_usize(),
-            ..OpenAiSettings::new(&self.base_url)
+            ..OpenAiSettings::with(self.access())
         }
+    }
+
+    fn anthropic_settings(&self) -> AnthropicSettings {
+        AnthropicSettings { access: self.access(), send_user: self.send_user }
+    }
+
+    fn dify_settings(&self) -> DifySettings {
+        DifySettings { access: self.access() }
     }
 
     fn guard_limits(&self) -> GuardLimits {
@@ -233,38 +280,30 @@ impl ProviderConfig {
         }
     }
 
-    fn build(&self) -> Result<Arc<dyn Provider>, SetupError> {
+    fn limits(&self) -> UpstreamLimits {
+        let places = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+        UpstreamLimits {
+            guard: self.guard_limits(),
+            queue: QueueLimits {
+                running: places(self.concurrency),
+                waiting: places(self.queue),
+                wait: self.queue_timeout,
+            },
+            breaker: BreakerLimits {
+                failures: self.breaker_failures,
+                window: self.breaker_window,
+                pause: self.breaker_pause,
+            },
+        }
+    }
+
+    pub(super) fn build(&self, name: &str) -> Result<Arc<dyn Provider>, SetupError> {
         let bare: Arc<dyn Provider> = match self.kind {
             ProviderKind::OpenAi => Arc::new(OpenAi::new(&self.openai_settings())?),
+            ProviderKind::Anthropic => Arc::new(Anthropic::new(&self.anthropic_settings())?),
+            ProviderKind::Dify => Arc::new(Dify::new(&self.dify_settings())?),
             ProviderKind::Demo => Arc::new(Demo::new(self.word_delay)),
         };
-        Ok(Arc::new(Guard::new(bare, self.guard_limits())))
-    }
-}
-
-impl Config {
-    /// The models, each behind its guarded provider. A provider without a model is not built.
-    ///
-    /// # Errors
-    /// What [`Config::check`] would have said, or a machine without usable certificates.
-    pub fn build_models(&self) -> Result<Models, Mistakes> {
-        let mut providers: BTreeMap<&str, Arc<dyn Provider>> = BTreeMap::new();
-        let mut list = Vec::new();
-        let mut mistakes = Vec::new();
-        for (index, model) in self.models.iter().enumerate() {
-            let name = model.provider.as_str();
-            if !providers.contains_key(name) {
-                match self.providers.get(name).map(ProviderConfig::build) {
-                    Some(Ok(provider)) => _ = providers.insert(name, provider),
-                    Some(Err(error)) => mistakes.push(format!("providers.{name}.{error}")),
-                    None => mistakes.push(format!("models[{index}].provider: {name:?} is not among the providers")),
-                }
-            }
-            if let Some(provider) = providers.get(name) {
-                list.push(Model { info: model.info(), provider: provider.clone() });
-            }
-        }
-        Mistakes(mistakes).into_result()?;
-        Models::new(list, &self.default_model).map_err(|error| Mistakes(vec![error.to_string()]))
+        Ok(Arc::new(Upstream::new(name, bare, self.limits())))
     }
 }

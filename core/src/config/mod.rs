@@ -7,20 +7,22 @@
 mod bus;
 mod check;
 mod generation;
+mod model;
 mod server;
 mod session;
 mod storage;
 
-use std::{collections::BTreeMap, io, net::SocketAddr, path::Path};
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use chatbox_proto::{
-    settings::{self, Mistakes, Profile, Vars},
+    settings::{self, Mistakes, Profile, ReadFile, Vars},
     token::{Secret, TokenConfig},
 };
 use serde::{Deserialize, Serialize};
 
 pub use bus::BusConfig;
-pub use generation::{ModelConfig, OutputLimit, ProviderConfig, ProviderKind};
+pub use generation::{KeyPlace, OutputLimit, ProviderConfig, ProviderKind};
+pub use model::{ModelConfig, OnLoss};
 pub use server::{DrainConfig, LimitsConfig, LogConfig, LogFormat, TlsConfig};
 pub use session::SessionConfig;
 pub use storage::{KeyConfig, KeysConfig, StoreConfig, StoreTarget, StoreUrl};
@@ -51,7 +53,7 @@ pub struct Config {
     pub keys: KeysConfig,
     /// How tokens are verified.
     pub token: TokenConfig,
-    /// Who generates text, by name: tables like `[providers.openai]`. `openai` and `demo` are always there.
+    /// Who generates text, by name: tables like `[providers.openai]`. `openai`, `anthropic`, `dify` and `demo` are always there.
     #[serde(deserialize_with = "generation::with_built_in")]
     pub providers: BTreeMap<String, ProviderConfig>,
     /// The models that may be chosen, in this order. Default none; in the `dev` profile the demo model then.
@@ -88,9 +90,6 @@ impl Default for Config {
     }
 }
 
-/// Reads a file that a setting names. `main` passes `std::fs::read_to_string`.
-pub type ReadFile<'a> = &'a dyn Fn(&Path) -> io::Result<String>;
-
 impl Config {
     /// Defaults, laid over by the TOML text, laid over by the variables; then the secrets that are in files.
     ///
@@ -105,8 +104,9 @@ impl Config {
         Ok(config)
     }
 
-    /// On a laptop nothing has to be configured to see an answer.
+    /// What depends on other settings. On a laptop nothing has to be configured to see an answer.
     fn complete(&mut self) {
+        self.providers.values_mut().for_each(ProviderConfig::complete);
         if !self.profile.is_production() && self.models.is_empty() {
             self.models.push(ModelConfig::demo());
             if self.default_model.is_empty() {
@@ -117,34 +117,22 @@ impl Config {
 
     fn read_secrets(&mut self, read_file: ReadFile<'_>) -> Vec<String> {
         let mut mistakes = Vec::new();
-        let mut read = |name: String, secret: &mut Secret, file: &str| {
-            if file.is_empty() {
-                return;
-            }
-            if !secret.is_empty() {
-                mistakes.push(format!("{name}, {name}_file: set only one of them"));
-                return;
-            }
-            match read_file(Path::new(file)) {
-                // Editors end a file with a line feed; no secret does.
-                Ok(text) => *secret = Secret::new(text.trim_end_matches(['\r', '\n'])),
-                Err(error) => mistakes.push(format!("{name}_file: cannot be read: {}", error.kind())),
-            }
-        };
+        mistakes.extend(self.token.read_secret(read_file).err());
         let mut url = Secret::new(if self.store.has_own_url() { self.store.url.expose() } else { "" });
-        read("store.url".to_owned(), &mut url, &self.store.url_file);
+        mistakes.extend(url.read_from("store.url", &self.store.url_file, read_file).err());
         if !url.is_empty() {
             self.store.url = url.expose().to_owned().into();
         }
         for (index, key) in self.keys.ring.iter_mut().enumerate() {
-            read(format!("keys.ring[{index}].key"), &mut key.key, &key.key_file);
+            mistakes.extend(key.key.read_from(&format!("keys.ring[{index}].key"), &key.key_file, read_file).err());
         }
         let bus = &mut self.bus;
-        read("bus.token".to_owned(), &mut bus.token, &bus.token_file);
-        read("bus.password".to_owned(), &mut bus.password, &bus.password_file);
-        read("bus.credentials".to_owned(), &mut bus.credentials, &bus.credentials_file);
+        mistakes.extend(bus.token.read_from("bus.token", &bus.token_file, read_file).err());
+        mistakes.extend(bus.password.read_from("bus.password", &bus.password_file, read_file).err());
+        mistakes.extend(bus.credentials.read_from("bus.credentials", &bus.credentials_file, read_file).err());
         for (name, provider) in &mut self.providers {
-            read(format!("providers.{name}.api_key"), &mut provider.api_key, &provider.api_key_file);
+            let name = format!("providers.{name}.api_key");
+            mistakes.extend(provider.api_key.read_from(&name, &provider.api_key_file, read_file).err());
         }
         mistakes
     }

@@ -1,5 +1,7 @@
 use serde_json::Value;
 
+use std::{io, path::Path};
+
 use super::*;
 
 /// 32 bytes that look random.
@@ -93,7 +95,7 @@ fn every_bad_value_is_named() {
         ("TOKEN_SECRET", "short"),
         ("TOKEN_SECRET", "PLACEHOLDER-PLACEHOLDER-PLACEHOLDER"),
         ("TOKEN_LEEWAY", "1h"),
-        ("PROVIDERS_OPENAI_KIND", "dify"),
+        ("PROVIDERS_OPENAI_KIND", "bard"),
         ("PROVIDERS_OPENAI_BASE_URL", "http://llm.test/v1"),
         ("PROVIDERS_OPENAI_BASE_URL", "https://u:p@llm.test/v1"),
         ("PROVIDERS_OPENAI_API_KEY", "PLACEHOLDER"),
@@ -104,11 +106,27 @@ fn every_bad_value_is_named() {
         ("PROVIDERS_OPENAI_RETRIES", "6"),
         ("PROVIDERS_OPENAI_RETRIES", "-1"),
         ("PROVIDERS_OPENAI_EVENT_BYTES", "1B"),
+        ("PROVIDERS_OPENAI_KEY_HEADER", "cookie"),
+        ("PROVIDERS_OPENAI_CONCURRENCY", "0"),
+        ("PROVIDERS_OPENAI_QUEUE", "1000000"),
+        ("PROVIDERS_OPENAI_QUEUE_TIMEOUT", "0s"),
+        ("PROVIDERS_OPENAI_BREAKER_FAILURES", "-1"),
+        ("PROVIDERS_OPENAI_BREAKER_WINDOW", "0s"),
+        ("PROVIDERS_OPENAI_BREAKER_PAUSE", "1h"),
+        ("PROVIDERS_ANTHROPIC_BASE_URL", "http://llm.test/v1"),
+        ("PROVIDERS_DIFY_BASE_URL", "https://u:p@llm.test/v1"),
         ("PROVIDERS_DEMO_WORD_DELAY", "1h"),
         ("MODELS_0_ID", "two words"),
         ("MODELS_0_PROVIDER", "nobody"),
         ("MODELS_0_CONTEXT_TOKENS", "0"),
         ("MODELS_0_MAX_OUTPUT_TOKENS", "8192"),
+        ("MODELS_0_FALLBACKS", "nope"),
+        ("MODELS_0_FALLBACKS", "gpt"),
+        ("MODELS_0_ROLES", "king"),
+        ("MODELS_0_ON_LOSS", "restart"),
+        ("MODELS_0_ON_LOSS", "cry"),
+        ("MODELS_0_PROMPT_PRICE", "-1"),
+        ("MODELS_0_COMPLETION_PRICE", "1e9"),
         ("SESSION_ACTIVE_PER_USER", "0"),
         ("SESSION_MESSAGE_BYTES", "64KiB"),
         ("SESSION_MESSAGE_BYTES", "10MB"),
@@ -181,6 +199,9 @@ fn secrets_come_from_files_too_and_lose_only_their_line_end() {
         Some("sk-7LrT2vWc8KdF5hJn") => Ok("sk-from-file-4EuM8Kd\r\n".to_owned()),
         _ => Err(io::ErrorKind::NotFound.into()),
     };
+    let from_file = vars(&[("CHATBOX_TOKEN_SECRET_FILE", "/run/k1")]);
+    let both = Config::load(Some(&file), &from_file, &read).expect_err("two secrets").0;
+    assert_eq!(both, ["token.secret, token.secret_file: set only one of them"]);
     let config = Config::load(Some(&file), &Vars::new(), &read).expect("files");
     assert_eq!(config.keys.pairs().collect::<Vec<_>>(), [("k1", KEY)]);
     assert_eq!(config.providers["openai"].api_key.expose(), "sk-from-file-4EuM8Kd");
@@ -189,6 +210,55 @@ fn secrets_come_from_files_too_and_lose_only_their_line_end() {
         mistakes.iter().any(|mistake| mistake == "keys.ring[0].key_file: cannot be read: entity not found"),
         "{mistakes:?}"
     );
+}
+
+#[test]
+fn each_kind_of_provider_is_set_up_by_its_key_alone_and_asks_its_own_service() {
+    for (name, url) in [("anthropic", "https://api.anthropic.com/v1"), ("dify", "https://api.dify.ai/v1")] {
+        let file = good() + &format!("provider = \"{name}\"\n");
+        let mistakes = load(&file, &[]).expect_err("no key");
+        assert_eq!(mistakes, [format!("providers.{name}.api_key: must be set for {url}")]);
+        let variable = format!("CHATBOX_PROVIDERS_{}_API_KEY", name.to_uppercase());
+        let config = load(&file, &[(&variable, "sk-5hJnZsGa4EuM")]).expect("a key is enough");
+        assert_eq!(config.providers[name].base_url, url);
+        assert_eq!(config.build_models().expect("models").default_model().info.provider, name);
+    }
+    let elsewhere = good() + "provider = \"dify\"\n[providers.dify]\nbase_url = \"http://127.0.0.1:1/v1\"\n";
+    assert_eq!(load(&elsewhere, &[]).expect("a server of one's own").providers["dify"].kind, ProviderKind::Dify);
+}
+
+#[test]
+fn fallbacks_are_models_with_room_and_the_default_is_for_everybody() {
+    let second =
+        "[[models]]\nid = \"small\"\ncontext_tokens = 2048\n[[models]]\nid = \"spare\"\nfallbacks = [\"gpt\"]\n";
+    let with = |lines: &str| format!("{}{lines}{second}", good());
+    let config =
+        load(&with("fallbacks = [\"spare\"]\non_loss = \"restart\"\nprompt_price = 2.5\n"), &[]).expect("good");
+    let models = config.build_models().expect("models");
+    let info = &models.default_model().info;
+    assert_eq!((info.fallbacks.as_slice(), info.price.prompt), (&["spare".to_owned()][..], 2_500));
+    assert_eq!(models.loads().len(), 1, "all share one provider");
+    for (lines, expect) in [
+        ("fallbacks = [\"small\"]\n", "models[0].fallbacks: \"small\" has no room for the prompts of this model"),
+        ("fallbacks = [\"spare\", \"spare\"]\n", "models[0].fallbacks: \"spare\" is there twice, or the model itself"),
+        ("fallbacks = [\"nope\"]\n", "models[0].fallbacks: \"nope\" is not among the models"),
+        ("on_loss = \"restart\"\n", "models[0].on_loss: restart needs fallbacks"),
+        ("roles = [\"admin\"]\n", "default_model: must be a model for everybody, without roles"),
+        ("cached_price = nan\n", "models[0].cached_price: must be from 0 to 100000 for a million tokens"),
+    ] {
+        assert_eq!(load(&with(lines), &[]).expect_err(lines), [expect]);
+    }
+}
+
+#[test]
+fn the_sample_of_providers_is_valid_with_keys_alone() {
+    let sample = include_str!("../../../deployments/providers.toml");
+    let ring = format!("[{{id = \"k1\", key = \"{KEY}\"}}]");
+    let keys = ["OPENAI", "ANTHROPIC", "DIFY", "AZURE"].map(|name| format!("CHATBOX_CORE_PROVIDERS_{name}_API_KEY"));
+    let mut list = vec![("CHATBOX_TOKEN_SECRET", SECRET), ("CHATBOX_CORE_KEYS_RING", ring.as_str())];
+    list.extend(keys.iter().map(|name| (name.as_str(), "5hJnZsGa4EuM")));
+    let config = load(sample, &list).expect("valid");
+    assert_eq!(config.build_models().expect("models").iter().count(), 5);
 }
 
 #[test]
@@ -266,14 +336,18 @@ fn every_setting_is_reachable_by_its_variable() {
             "RS256",
             "demo",
             "openai",
+            "api-key",
+            "restart",
+            "0.5",
             "max_tokens",
             "word",
         ];
         let changed = candidates.iter().any(|candidate| {
             shape(&[(&name, candidate)]).is_some_and(|config| config.pointer(&pointer).is_some_and(|now| *now != value))
         });
-        // The kind of the demo provider is fixed; that it is no other setting is all that can be shown.
-        assert!(changed || path == ["providers", "demo", "kind"], "{name} changes nothing");
+        // Some kinds are fixed; that it is no other setting is all that can be shown.
+        let fixed = path[0] == "providers" && path[1] != "openai" && path[2] == "kind";
+        assert!(changed || fixed, "{name} changes nothing");
     }
 }
 

@@ -42,6 +42,8 @@ pub struct Ending {
     pub usage: Usage,
     /// The provider's own id of the request.
     pub provider_request_id: Option<String>,
+    /// Id of the fallback that answered. `None`: the model it started with.
+    pub model: Option<String>,
 }
 
 /// A message is written; unless a reply runs or a person holds the session, one reply starts for everything that waits.
@@ -148,7 +150,7 @@ fn finish(running: &RunningReply, ending: Ending) -> EntryKind {
         finish: ending.finish,
         usage: ending.usage,
         provider_request_id: ending.provider_request_id,
-        model: running.model.clone(),
+        model: ending.model.unwrap_or_else(|| running.model.clone()),
     })
 }
 
@@ -189,7 +191,7 @@ mod tests {
     }
 
     fn ending(finish: FinishReason) -> Ending {
-        Ending { finish, text: "partial".into(), usage: Usage::default(), provider_request_id: None }
+        Ending { finish, text: "partial".into(), usage: Usage::default(), provider_request_id: None, model: None }
     }
 
     fn append(state: &mut SessionState, log: &mut Vec<Entry>, kinds: Vec<EntryKind>) {

@@ -9,7 +9,13 @@ use chatbox_proto::{
 };
 use tonic::metadata::MetadataMap;
 
-use crate::domain::entry::{Sender, SenderRole};
+use crate::{
+    domain::entry::{Sender, SenderRole},
+    llm::registry::Models,
+};
+
+/// As for a model that there is not.
+const UNKNOWN_MODEL: &str = "must be the id of a model from ListModels";
 
 /// Verifies the token of each call. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -56,6 +62,14 @@ pub(super) fn session_caller(identity: &Identity) -> Result<Sender, Failure> {
         user_id: identity.user_id.clone(),
         display_name: identity.display_name.clone(),
     })
+}
+
+/// Whether a caller may choose this model. For the others it is as if there were none.
+pub(super) fn may_choose(identity: &Identity, models: &Models, id: &str) -> Result<(), Failure> {
+    match models.get(id) {
+        Some(model) if !model.info.is_for(identity.roles) => Err(Failure::invalid("model", UNKNOWN_MODEL)),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// A service with a scope.

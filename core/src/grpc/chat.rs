@@ -14,15 +14,17 @@ use prost::Message as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
+use tracing::{Instrument as _, Span};
 
 use super::{
-    auth::Authenticator,
+    auth::{self, Authenticator},
     convert::{self, ClientFrame, Open},
     core::{CoreService, FrameLimits},
     limits::{FrameRate, Strikes},
 };
 use crate::{
     domain::{entry::Sender, time::Timestamp},
+    llm::registry::Models,
     session::{Attach, Closed, OpenSession, Queue, Sessions, event},
 };
 
@@ -33,6 +35,7 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct Connection {
     sessions: Sessions,
     authenticator: Authenticator,
+    models: Models,
     identity: Identity,
     caller: Sender,
     queue: Queue,
@@ -43,6 +46,8 @@ pub(super) struct Connection {
     rate: FrameRate,
     strikes: Strikes,
     warned: bool,
+    /// That of the call, until the stream is open: to hold it for life would cost each frame and each idle stream.
+    span: Span,
 }
 
 /// What follows from a frame.
@@ -58,6 +63,7 @@ impl Connection {
         Self {
             sessions: service.sessions.clone(),
             authenticator: service.authenticator.clone(),
+            models: service.models.clone(),
             identity,
             caller,
             queue,
@@ -67,6 +73,7 @@ impl Connection {
             rate: FrameRate::new(limits.per_second),
             strikes: Strikes::new(limits.malformed_per_minute),
             warned: false,
+            span: Span::current(),
         }
     }
 
@@ -153,7 +160,11 @@ impl Connection {
         let sender = self.open.as_ref().map(|_| &self.caller);
         match convert::frame(request, sender, self.limits.text_bytes)? {
             // Boxed: what happens once in the life of a stream would make its task half as large again for all of it.
-            ClientFrame::Open(open) => Box::pin(self.open(request_id, open)).await?,
+            ClientFrame::Open(open) => {
+                let span = self.span.clone();
+                Box::pin(self.open(request_id, open)).instrument(span).await?;
+                self.span = Span::none();
+            }
             ClientFrame::Room(frame) => {
                 let open = self.open.as_ref().ok_or_else(convert::not_open)?;
                 open.room.frame(open.subscriber, request_id, frame).await?;
@@ -186,6 +197,7 @@ impl Connection {
             created,
             done,
         };
+        auth::may_choose(&self.identity, &self.models, &open.model)?;
         let attach = self.sessions.attach(&self.caller, open.session, &open.model, join);
         // The token may expire and the server may leave meanwhile: neither is looked at for longer than this.
         let attached = tokio::time::timeout(OPEN_TIMEOUT, attach).await;
@@ -284,3 +296,6 @@ async fn room_closed(open: Option<&OpenSession>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

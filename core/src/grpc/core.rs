@@ -87,7 +87,9 @@ impl ChatCore for CoreService {
         let caller = auth::session_caller(&identity)?;
         let queue = Queue::new(self.queue);
         let events = QueueStream::new(queue.clone());
-        let permit = self.streams.enter(&caller.user_id)?;
+        // Held by the answer too: one that nobody reads is still a stream, also after its task has ended.
+        let permit = Arc::new(self.streams.enter(&caller.user_id)?);
+        let answer_permit = permit.clone();
         let connection = Box::new(Connection::new(self, identity, caller, queue));
         let gauge = self.metrics.subscribers.clone();
         let frames = request.into_inner();
@@ -97,7 +99,10 @@ impl ChatCore for CoreService {
             let _left = (Left(gauge), permit);
             connection.run(frames).await;
         });
-        Ok(Response::new(Box::pin(events.map(|event| event.map_err(Status::from)))))
+        Ok(Response::new(Box::pin(events.map(move |event| {
+            let _held = &answer_permit;
+            event.map_err(Status::from)
+        }))))
     }
 
     async fn generate(&self, request: Request<Streaming<v1::GenerateRequest>>) -> Answer<Self::GenerateStream> {
@@ -106,8 +111,8 @@ impl ChatCore for CoreService {
     }
 
     async fn list_models(&self, request: Request<v1::ListModelsRequest>) -> Answer<v1::ListModelsResponse> {
-        self.authenticator.caller(request.metadata()).await?;
-        let models = self.models.iter().map(|model| v1::Model {
+        let identity = self.authenticator.caller(request.metadata()).await?;
+        let models = self.models.iter().filter(|model| model.info.is_for(identity.roles)).map(|model| v1::Model {
             id: model.info.id.clone(),
             name: model.info.name.clone(),
             context_tokens: model.info.context_tokens,
@@ -120,10 +125,12 @@ impl ChatCore for CoreService {
     }
 
     async fn create_session(&self, request: Request<v1::CreateSessionRequest>) -> Answer<v1::CreateSessionResponse> {
-        let caller = self.caller(request.metadata()).await?;
+        let identity = self.authenticator.caller(request.metadata()).await?;
+        let caller = auth::session_caller(&identity)?;
         let v1::CreateSessionRequest { request_id, model } = request.into_inner();
         convert::printable("request_id", &request_id)?;
         convert::bounded("model", &model, 128)?;
+        auth::may_choose(&identity, &self.models, &model)?;
         let session = self.sessions.create(&caller.user_id, &model, &request_id).await?;
         Ok(Response::new(v1::CreateSessionResponse { session: Some(session) }))
     }

@@ -13,13 +13,18 @@ use crate::domain::entry::{FinishReason, Usage};
 
 /// How one kind of service writes its stream.
 pub(crate) trait Dialect {
+    /// The head of a stream, for the request `req-7`.
+    const HEAD: Step = STREAM;
+    /// What [`Dialect::end`] says was used.
+    const USAGE: Usage = USAGE;
+
     /// A provider with a key, for events of at most [`MAX_EVENT_BYTES`].
     fn provider(base_url: &str) -> Arc<dyn Provider>;
     /// An event with text.
     fn text(text: &str) -> Vec<u8>;
     /// What comes while there is nothing to say.
     fn keep_alive() -> Vec<u8>;
-    /// Everything after the text of a complete answer that used [`USAGE`].
+    /// Everything after the text of a complete answer.
     fn end() -> Vec<u8>;
     /// An error event that says [`SECRET`].
     fn error() -> Vec<u8>;
@@ -38,6 +43,7 @@ pub(crate) fn prompt() -> Prompt {
         messages: vec![PromptMessage { role: PromptRole::User, text: QUESTION.to_owned() }],
         max_output_tokens: 4000,
         user_hash: "u-1".to_owned(),
+        conversation: None,
     }
 }
 
@@ -61,7 +67,10 @@ pub(crate) async fn read(provider: &dyn Provider) -> Outcome {
         match item {
             Ok(chunk) => {
                 assert_ne!(chunk, text(""), "text is never empty");
-                chunks.push(chunk);
+                // Signs of life, and what only some services have.
+                if !matches!(chunk, Chunk::Reasoning | Chunk::Conversation(_)) {
+                    chunks.push(chunk);
+                }
             }
             Err(failure) => error = Some(failure),
         }
@@ -84,26 +93,26 @@ async fn outcome_of<D: Dialect>(script: Vec<Step>) -> Outcome {
 
 /// A stream that says "Hel" and then goes on like this.
 fn after_text<D: Dialect>(steps: impl IntoIterator<Item = Step>) -> Vec<Step> {
-    [STREAM, Step::Data(D::text("Hel"))].into_iter().chain(steps).collect()
+    [D::HEAD, Step::Data(D::text("Hel"))].into_iter().chain(steps).collect()
 }
 
 fn complete<D: Dialect>() -> Vec<Step> {
     after_text::<D>([Step::Data(D::text("lo")), Step::Data(D::end()), Step::End])
 }
 
-fn complete_chunks() -> Vec<Chunk> {
+fn complete_chunks<D: Dialect>() -> Vec<Chunk> {
     vec![
         Chunk::RequestId("req-7".to_owned()),
         text("Hel"),
         text("lo"),
-        Chunk::Usage(USAGE),
+        Chunk::Usage(D::USAGE),
         Chunk::Finished(FinishReason::Stop),
     ]
 }
 
 pub(crate) async fn a_complete_answer_arrives_and_the_question_goes_out_as_written<D: Dialect>() {
     let server = ScriptedServer::start(vec![complete::<D>()]).await;
-    assert_eq!(read(&*D::provider(&server.base_url())).await, (complete_chunks(), None));
+    assert_eq!(read(&*D::provider(&server.base_url())).await, (complete_chunks::<D>(), None));
     let body: serde_json::Value = serde_json::from_slice(&server.received()[0].body).expect("JSON");
     assert!(body.to_string().contains(&serde_json::to_string(QUESTION).expect("JSON")), "{body}");
 }
@@ -112,7 +121,7 @@ pub(crate) async fn splitting_the_stream_at_every_byte_changes_nothing<D: Dialec
     let stream = [D::keep_alive(), D::text("Hel ü 😀"), D::text("lo"), D::end()].concat();
     let pieces = |parts: &[&[u8]]| {
         let data = parts.iter().map(|part| Step::Data(part.to_vec()));
-        [STREAM].into_iter().chain(data).chain([Step::End]).collect::<Vec<_>>()
+        [D::HEAD].into_iter().chain(data).chain([Step::End]).collect::<Vec<_>>()
     };
     let mut scripts: Vec<Vec<Step>> = (1..stream.len()).map(|at| pieces(&[&stream[..at], &stream[at..]])).collect();
     scripts.push(pieces(&stream.chunks(1).collect::<Vec<_>>()));
@@ -124,24 +133,36 @@ pub(crate) async fn splitting_the_stream_at_every_byte_changes_nothing<D: Dialec
         assert_eq!((text_of(&chunks).as_str(), &error), ("Hel ü 😀lo", &None), "script {n}");
         assert_eq!(
             chunks[chunks.len() - 2..],
-            [Chunk::Usage(USAGE), Chunk::Finished(FinishReason::Stop)],
+            [Chunk::Usage(D::USAGE), Chunk::Finished(FinishReason::Stop)],
             "script {n}"
         );
+    }
+}
+
+pub(crate) async fn line_ends_comments_and_data_on_several_lines_change_nothing<D: Dialect>() {
+    let stream = [D::text("Hel"), D::text("lo"), D::end()].concat();
+    let stream = String::from_utf8(stream).expect("text");
+    // White space between the parts of an object means nothing, and none of these texts holds such a place.
+    let split = stream.replace(",\"", ",\ndata: \"").replace("data: {", "data:{");
+    let commented = stream.replace("data: ", ": \"comment\"\nretry: 1000\nid: 7\ndata: ");
+    for stream in [split, commented.clone(), commented.replace('\n', "\r\n"), stream.replace('\n', "\r")] {
+        let script = vec![D::HEAD, Step::Data(stream.clone().into_bytes()), Step::End];
+        assert_eq!(outcome_of::<D>(script).await, (complete_chunks::<D>(), None), "{stream:?}");
     }
 }
 
 pub(crate) async fn keep_alives_are_not_text<D: Dialect>() {
     let keep_alive = || Step::Data(D::keep_alive().repeat(3));
     let script =
-        vec![STREAM, keep_alive(), Step::Data(D::text("Hel")), keep_alive(), Step::Data(D::text("lo")), keep_alive()];
+        vec![D::HEAD, keep_alive(), Step::Data(D::text("Hel")), keep_alive(), Step::Data(D::text("lo")), keep_alive()];
     let script = script.into_iter().chain([Step::Data(D::end()), Step::End]).collect();
-    assert_eq!(outcome_of::<D>(script).await, (complete_chunks(), None));
+    assert_eq!(outcome_of::<D>(script).await, (complete_chunks::<D>(), None));
 }
 
 pub(crate) async fn an_end_without_marker_is_truncated<D: Dialect>() {
     let (chunks, error) = outcome_of::<D>(after_text::<D>([Step::End])).await;
     assert_eq!((text_of(&chunks).as_str(), error), ("Hel", Some(ProviderError::Truncated)));
-    assert_eq!(outcome_of::<D>(vec![STREAM, Step::End]).await.1, Some(ProviderError::Truncated));
+    assert_eq!(outcome_of::<D>(vec![D::HEAD, Step::End]).await.1, Some(ProviderError::Truncated));
     // In the middle of an event.
     let event = D::text("lo");
     let (chunks, error) =
@@ -170,7 +191,7 @@ pub(crate) async fn a_port_nobody_listens_on_is_a_connection_error<D: Dialect>()
 }
 
 pub(crate) async fn an_error_event_is_an_error_first_and_later<D: Dialect>() {
-    let (chunks, first) = outcome_of::<D>(vec![STREAM, Step::Data(D::error()), Step::End]).await;
+    let (chunks, first) = outcome_of::<D>(vec![D::HEAD, Step::Data(D::error()), Step::End]).await;
     assert_eq!(text_of(&chunks), "");
     let (chunks, later) = outcome_of::<D>(after_text::<D>([Step::Data(D::error()), Step::Hang])).await;
     assert_eq!(text_of(&chunks), "Hel");
@@ -202,7 +223,8 @@ pub(crate) async fn an_endless_line_is_refused_at_the_limit<D: Dialect>() {
 pub(crate) async fn silence_ends_at_its_limits_and_closes_the_request<D: Dialect>() {
     let tiny = Duration::from_millis(50);
     let first = GuardLimits { first_byte: tiny, ..GuardLimits::default() };
-    for script in [vec![Step::Hang], vec![STREAM, Step::Hang], vec![STREAM, Step::Data(D::keep_alive()), Step::Hang]] {
+    for script in [vec![Step::Hang], vec![D::HEAD, Step::Hang], vec![D::HEAD, Step::Data(D::keep_alive()), Step::Hang]]
+    {
         let server = ScriptedServer::start(vec![script]).await;
         let guard = Guard::new(D::provider(&server.base_url()), first.clone());
         assert_eq!(read(&guard).await.1, Some(ProviderError::Timeout("first byte")));
@@ -270,7 +292,7 @@ pub(crate) async fn only_what_may_pass_is_tried_again<D: Dialect>() {
     let busy = || vec![Step::Head("429 Too Many Requests\r\nretry-after: 0"), Step::End];
     let server = ScriptedServer::start(vec![busy(), vec![Step::Reset], complete::<D>()]).await;
     let guard = Guard::new(D::provider(&server.base_url()), quick.clone());
-    assert_eq!(read(&guard).await, (complete_chunks(), None));
+    assert_eq!(read(&guard).await, (complete_chunks::<D>(), None));
     assert_eq!(server.received().len(), 3);
 
     let bad =
@@ -289,6 +311,7 @@ macro_rules! provider_conformance {
         $crate::llm::conformance::provider_conformance!($dialect:
             a_complete_answer_arrives_and_the_question_goes_out_as_written,
             splitting_the_stream_at_every_byte_changes_nothing,
+            line_ends_comments_and_data_on_several_lines_change_nothing,
             keep_alives_are_not_text,
             an_end_without_marker_is_truncated,
             a_broken_connection_is_a_connection_error,

@@ -149,6 +149,7 @@ mod tests {
             ],
             max_output_tokens,
             user_hash: String::new(),
+            conversation: None,
         }
     }
 

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
 
+use super::breaker::Breaker;
 use super::tokens::{estimate_prompt_tokens, estimate_usage};
 use super::{Chunk, ChunkStream, Prompt, Provider, ProviderError};
 use crate::domain::entry::FinishReason;
@@ -18,9 +19,9 @@ use crate::domain::entry::FinishReason;
 /// Limits of one turn. The limit for connecting is the client's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuardLimits {
-    /// From the start of a try to its first text. A model that thinks in silence needs more.
+    /// From the start of a try to its first text or reasoning. A model that thinks in silence needs more.
     pub first_byte: Duration,
-    /// Between two chunks, once there was text.
+    /// Between two chunks after that.
     pub between_chunks: Duration,
     /// The whole turn, retries and their pauses included.
     pub total: Duration,
@@ -55,40 +56,63 @@ impl Default for GuardLimits {
 pub struct Guard {
     inner: Arc<dyn Provider>,
     limits: GuardLimits,
+    breaker: Option<Arc<Breaker>>,
 }
 
 impl Guard {
     /// Wraps a provider.
     #[must_use]
     pub fn new(inner: Arc<dyn Provider>, limits: GuardLimits) -> Self {
-        Self { inner, limits }
+        Self { inner, limits, breaker: None }
+    }
+
+    /// Each try is let through by this breaker and counted there.
+    #[must_use]
+    pub fn with_breaker(mut self, breaker: Arc<Breaker>) -> Self {
+        self.breaker = Some(breaker);
+        self
     }
 
     /// One try up to its first text or its end.
     async fn attempt(&self, prompt: Prompt, deadline: Instant) -> Result<Attempt, ProviderError> {
-        let first_byte = Instant::now() + self.limits.first_byte;
-        let (limit, name) = if first_byte < deadline { (first_byte, "first byte") } else { (deadline, "total") };
-        let attempt = async {
-            let mut stream = self.inner.generate(prompt).await?;
-            let mut head: Vec<Chunk> = Vec::new();
-            loop {
-                let chunk = stream.next().await.ok_or(ProviderError::Truncated)??;
-                let begun = match &chunk {
-                    Chunk::Text(text) => !text.is_empty(),
-                    Chunk::Finished(_) => true,
-                    Chunk::RequestId(_) | Chunk::Usage(_) => {
-                        // The last one of each kind counts: a provider that repeats itself cannot fill the memory.
-                        head.retain(|earlier| std::mem::discriminant(earlier) != std::mem::discriminant(&chunk));
-                        false
-                    }
-                };
-                head.push(chunk);
-                if begun {
-                    return Ok(Attempt { head, stream });
-                }
-            }
+        let trial = self.breaker.as_ref().map(Breaker::admit).transpose()?;
+        let attempt = self.begin(prompt, deadline).await;
+        if let Some(trial) = trial {
+            trial.ended(attempt.as_ref().map(|_| ()));
+        }
+        attempt
+    }
+
+    async fn begin(&self, prompt: Prompt, deadline: Instant) -> Result<Attempt, ProviderError> {
+        let until = |limit: Duration, name| {
+            let at = Instant::now() + limit;
+            if at < deadline { (at, name) } else { (deadline, "total") }
         };
-        timeout_at(limit, attempt).await.unwrap_or(Err(ProviderError::Timeout(name)))
+        let mut limit = until(self.limits.first_byte, "first byte");
+        let begun = timeout_at(limit.0, self.inner.generate(prompt)).await;
+        let mut stream = begun.unwrap_or(Err(ProviderError::Timeout(limit.1)))?;
+        let mut head: Vec<Chunk> = Vec::new();
+        loop {
+            let next = timeout_at(limit.0, stream.next()).await.map_err(|_| ProviderError::Timeout(limit.1))?;
+            let chunk = next.ok_or(ProviderError::Truncated)??;
+            let begun = match &chunk {
+                Chunk::Text(text) => !text.is_empty(),
+                Chunk::Finished(_) => true,
+                Chunk::Reasoning => {
+                    limit = until(self.limits.between_chunks, "between chunks");
+                    continue;
+                }
+                Chunk::RequestId(_) | Chunk::Model(_) | Chunk::Conversation(_) | Chunk::Usage(_) => {
+                    // The last one of each kind counts: a provider that repeats itself cannot fill the memory.
+                    head.retain(|earlier| std::mem::discriminant(earlier) != std::mem::discriminant(&chunk));
+                    false
+                }
+            };
+            head.push(chunk);
+            if begun {
+                return Ok(Attempt { head, stream });
+            }
+        }
     }
 
     /// How long to wait before another try. `None`: there is none.
@@ -97,13 +121,16 @@ impl Guard {
             return None;
         }
         let wished = match error {
-            ProviderError::Connection(_) => None,
+            ProviderError::Connection(_) | ProviderError::Overloaded(_) => None,
             ProviderError::Status { status: 429 | 500..=599, retry_after } => *retry_after,
             ProviderError::Status { .. }
             | ProviderError::Event(_)
             | ProviderError::Malformed(_)
             | ProviderError::Truncated
-            | ProviderError::Timeout(_) => return None,
+            | ProviderError::Timeout(_)
+            | ProviderError::CircuitOpen
+            | ProviderError::QueueFull
+            | ProviderError::Prompt(_) => return None,
         };
         let wished = wished.unwrap_or(Duration::ZERO);
         // On top of what the provider asked for, or all that were refused together come back together.
@@ -135,6 +162,7 @@ impl Provider for Guard {
             head: attempt.head.into_iter(),
             stream: Some(attempt.stream),
             limits: self.limits.clone(),
+            breaker: self.breaker.clone(),
             deadline,
             alarm: Box::pin(sleep_until(deadline)),
             prompt_tokens,
@@ -146,6 +174,10 @@ impl Provider for Guard {
 
     fn is_demo(&self) -> bool {
         self.inner.is_demo()
+    }
+
+    async fn settled(&self) {
+        self.inner.settled().await;
     }
 }
 
@@ -164,6 +196,7 @@ struct Guarded {
     /// `None` once it is over; dropping it ends the request upstream.
     stream: Option<ChunkStream>,
     limits: GuardLimits,
+    breaker: Option<Arc<Breaker>>,
     deadline: Instant,
     /// Rings at the limit of some chunk, or earlier: it is only moved when it would ring too late, since setting a timer for
     /// each chunk would cost more than the chunk.
@@ -183,6 +216,9 @@ impl Guarded {
                 Ok(chunk) => self.check(chunk),
                 Err(error) => {
                     self.stream = None;
+                    if let Some(breaker) = &self.breaker {
+                        breaker.broke_off(&error);
+                    }
                     return Some(Err(error));
                 }
             }
@@ -220,7 +256,8 @@ impl Guarded {
                 self.usage = true;
                 self.ready.push_back(Chunk::Usage(usage));
             }
-            Chunk::RequestId(id) => self.ready.push_back(Chunk::RequestId(id)),
+            Chunk::Reasoning => {}
+            Chunk::RequestId(_) | Chunk::Model(_) | Chunk::Conversation(_) => self.ready.push_back(chunk),
         }
     }
 

@@ -4,10 +4,13 @@
 use std::error::Error;
 use std::time::{Duration, SystemTime};
 
-use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use bytes::{Bytes, BytesMut};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url, redirect};
 
 use super::ProviderError;
+use super::sse::DEFAULT_MAX_EVENT_BYTES;
+use super::stream::usable_id;
 
 /// Idle connections are closed before the usual 60 s of servers and balancers, or a request meets a dying one.
 const POOL_IDLE: Duration = Duration::from_secs(50);
@@ -17,7 +20,9 @@ const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
 /// frames wait unread, in proportion to this window.
 const HTTP2_CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
 const HTTP2_STREAM_WINDOW: u32 = 1024 * 1024;
-/// An error body is read up to here, so that its connection can serve the next request, and thrown away.
+/// The text is complete but the end mark has not come: usage may still follow. Some servers never close.
+const DEFAULT_TAIL_WAIT: Duration = Duration::from_secs(5);
+/// An error body is read up to here, so that its connection can serve the next request.
 const MAX_ERROR_BODY_BYTES: usize = 64 * 1024;
 const ERROR_BODY_WAIT: Duration = Duration::from_secs(1);
 
@@ -36,6 +41,100 @@ pub enum SetupError {
     /// The TLS part of the client failed.
     #[error("http client: {0}")]
     Client(String),
+}
+
+/// How to reach a server, whatever it speaks.
+#[derive(Clone)]
+pub struct Access {
+    /// Where the API begins, up to and including `/v1`. A query is kept.
+    pub base_url: String,
+    /// The key.
+    pub api_key: Option<String>,
+    /// Further headers, for gateways; they win over the ones sent anyway.
+    pub headers: Vec<(String, String)>,
+    /// Plain HTTP is allowed to another machine.
+    pub allow_http: bool,
+    /// Limit for name lookup, TCP and TLS together.
+    pub connect_timeout: Duration,
+    /// Bytes of one event.
+    pub max_event_bytes: usize,
+    /// How long to wait for usage and the end mark once the text is complete.
+    pub tail_wait: Duration,
+}
+
+impl Access {
+    /// The usual settings for a base URL.
+    #[must_use]
+    pub fn new(base_url: impl Into<String>) -> Self {
+        Self {
+            base_url: base_url.into(),
+            api_key: None,
+            headers: Vec::new(),
+            allow_http: false,
+            connect_timeout: Duration::from_secs(5),
+            max_event_bytes: DEFAULT_MAX_EVENT_BYTES,
+            tail_wait: DEFAULT_TAIL_WAIT,
+        }
+    }
+
+    /// The URL of `path`.
+    ///
+    /// # Errors
+    /// What [`SetupError`] says.
+    pub fn endpoint(&self, path: &str) -> Result<Url, SetupError> {
+        endpoint(&self.base_url, path, self.allow_http)
+    }
+
+    /// The headers of every request: the key in `key_header`, as it is or as a bearer token.
+    ///
+    /// # Errors
+    /// What [`SetupError`] says.
+    pub fn request_headers(&self, key_header: KeyHeader) -> Result<HeaderMap, SetupError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
+        if let Some(key) = &self.api_key {
+            let (name, value) = match key_header {
+                KeyHeader::Bearer => ("authorization", format!("Bearer {key}")),
+                KeyHeader::ApiKey => ("api-key", key.clone()),
+                KeyHeader::XApiKey => ("x-api-key", key.clone()),
+            };
+            let mut value = HeaderValue::from_str(&value).map_err(|_| SetupError::ApiKey)?;
+            value.set_sensitive(true);
+            headers.insert(name, value);
+        }
+        for (name, value) in &self.headers {
+            let refused = |why| SetupError::Header(name.clone(), why);
+            let header = HeaderName::try_from(name).map_err(|_| refused("is not a header name"))?;
+            if ["host", "content-length", "transfer-encoding", "connection", "content-type", "accept"]
+                .contains(&header.as_str())
+            {
+                return Err(refused("belongs to the transport"));
+            }
+            let mut value = HeaderValue::from_str(value).map_err(|_| refused("has a value that cannot be sent"))?;
+            value.set_sensitive(true);
+            headers.insert(header, value);
+        }
+        Ok(headers)
+    }
+}
+
+impl std::fmt::Debug for Access {
+    /// Without the key and the values of headers.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Access").field("base_url", &self.base_url).finish_non_exhaustive()
+    }
+}
+
+/// Where a service looks for the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyHeader {
+    /// `Authorization: Bearer`.
+    Bearer,
+    /// `api-key`: Azure.
+    ApiKey,
+    /// `x-api-key`.
+    XApiKey,
 }
 
 /// The URL of `path` under `base`. Credentials go only where the operator pointed: over TLS, to this machine, or over
@@ -131,27 +230,56 @@ fn cause(error: &reqwest::Error) -> Option<String> {
     None
 }
 
-/// The error for a response whose status is not 200, or that is not an event stream; `None`: go on.
-pub async fn refusal(response: Response) -> Result<Response, ProviderError> {
+/// A response that is no stream: the error, and the beginning of the body for who looks in it for a code. The body is
+/// never shown.
+pub struct Refused {
+    /// The class.
+    pub error: ProviderError,
+    /// At most 64 KiB.
+    pub body: Bytes,
+}
+
+impl std::fmt::Debug for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Refused").field("error", &self.error).finish_non_exhaustive()
+    }
+}
+
+impl From<Refused> for ProviderError {
+    fn from(refused: Refused) -> Self {
+        refused.error
+    }
+}
+
+/// The response if it is a stream of events. `id_header` names the header with the provider's own id of the request, which
+/// its operators ask for.
+///
+/// # Errors
+/// Any status but 200, and any other content.
+pub async fn accepted(response: Response, id_header: &str) -> Result<Response, Refused> {
     let status = response.status();
     if status == StatusCode::OK {
         return if is_event_stream(response.headers()) {
             Ok(response)
         } else {
-            Err(ProviderError::Malformed("content type is not text/event-stream"))
+            let error = ProviderError::Malformed("content type is not text/event-stream");
+            Err(Refused { error, body: Bytes::new() })
         };
     }
     let retry_after = retry_after(response.headers(), SystemTime::now());
-    // Only for the connection's sake: whether this succeeds changes nothing.
-    let _ = tokio::time::timeout(ERROR_BODY_WAIT, discard(response)).await;
-    Err(ProviderError::Status { status: status.as_u16(), retry_after })
+    let id = response.headers().get(id_header).and_then(|value| value.to_str().ok()).filter(|id| usable_id(id));
+    tracing::info!(provider.status = status.as_u16(), provider.request_id = id, "provider refused a request");
+    let mut body = BytesMut::new();
+    // Read for the connection's sake, too: whether it is whole changes nothing.
+    let _ = tokio::time::timeout(ERROR_BODY_WAIT, collect(response, &mut body)).await;
+    body.truncate(MAX_ERROR_BODY_BYTES);
+    Err(Refused { error: ProviderError::Status { status: status.as_u16(), retry_after }, body: body.freeze() })
 }
 
-async fn discard(mut response: Response) {
-    let mut read = 0;
-    while read < MAX_ERROR_BODY_BYTES {
+async fn collect(mut response: Response, body: &mut BytesMut) {
+    while body.len() < MAX_ERROR_BODY_BYTES {
         match response.chunk().await {
-            Ok(Some(bytes)) => read += bytes.len(),
+            Ok(Some(bytes)) => body.extend_from_slice(&bytes),
             Ok(None) | Err(_) => return,
         }
     }

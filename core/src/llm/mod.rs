@@ -3,14 +3,24 @@
 //! A provider turns a prompt into a stream of [`Chunk`]s. It knows the wire format of its service and nothing of sessions;
 //! timeouts between chunks, retries before the first token and the total limit are the same for all and live in
 //! `guard`. The end of the stream without [`Chunk::Finished`] is an error: a truncated answer must never look complete.
+//!
+//! From a model down to the wire: `route` (the model, then its fallbacks) → `upstream` (one configured provider: `breaker`
+//! and `queue`) → `guard` (limits, retries) → a dialect (`openai`, `anthropic`, `dify`, `demo`) → `stream` and `http`.
 
+pub mod anthropic;
+pub mod breaker;
 pub mod demo;
+pub mod dify;
 pub mod guard;
 pub mod http;
 pub mod openai;
+pub mod queue;
 pub mod registry;
+pub mod route;
 pub mod sse;
+pub mod stream;
 pub mod tokens;
+pub mod upstream;
 
 #[cfg(test)]
 mod conformance;
@@ -26,7 +36,7 @@ use futures_util::stream::BoxStream;
 use crate::domain::entry::{FinishReason, Usage};
 
 /// A prompt for one turn.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Prompt {
     /// The model's name at the provider.
     pub upstream_model: String,
@@ -34,8 +44,11 @@ pub struct Prompt {
     pub messages: Vec<PromptMessage>,
     /// At most this many tokens of output.
     pub max_output_tokens: u32,
-    /// Stable, opaque, per user: for abuse detection at the provider. Never the user id itself.
+    /// Stable, opaque, per user: for abuse detection at the provider, and for fairness in its queue. Never the user id itself.
     pub user_hash: String,
+    /// What the provider said in [`Chunk::Conversation`] in an earlier turn of the same session: it knows what was said
+    /// before. `None`: everything it has to know is in `messages`.
+    pub conversation: Option<String>,
 }
 
 /// One message of a prompt.
@@ -70,6 +83,12 @@ pub enum PromptRole {
 pub enum Chunk {
     /// The provider's own id of the request; at most once, at most 200 bytes.
     RequestId(String),
+    /// Id of the model that answers instead of the one that was asked: a fallback. Before the text it wrote.
+    Model(String),
+    /// The provider keeps the conversation under this name, at most 200 bytes; at most once.
+    Conversation(String),
+    /// The model works on something that is not for the reader, as its reasoning. Nothing of it is kept.
+    Reasoning,
     /// Text; never empty.
     Text(String),
     /// What the turn used, from the provider; the last one counts.
@@ -104,6 +123,18 @@ pub enum ProviderError {
     /// A time limit passed.
     #[error("time limit: {0}")]
     Timeout(&'static str),
+    /// An error event that says that the provider has too much to do; it passes.
+    #[error("overloaded: {0}")]
+    Overloaded(&'static str),
+    /// It failed too often lately and is left alone for a while; nothing was sent.
+    #[error("circuit open")]
+    CircuitOpen,
+    /// Too many replies wait for it; nothing was sent.
+    #[error("queue full")]
+    QueueFull,
+    /// The prompt cannot be said in its format; nothing was sent.
+    #[error("prompt: {0}")]
+    Prompt(&'static str),
 }
 
 impl ProviderError {
@@ -112,10 +143,22 @@ impl ProviderError {
     pub fn finish_reason(&self) -> FinishReason {
         match self {
             Self::Timeout(_) => FinishReason::Timeout,
-            Self::Connection(_) | Self::Status { .. } | Self::Event(_) | Self::Malformed(_) | Self::Truncated => {
-                FinishReason::ProviderError
-            }
+            Self::Connection(_)
+            | Self::Status { .. }
+            | Self::Event(_)
+            | Self::Malformed(_)
+            | Self::Truncated
+            | Self::Overloaded(_)
+            | Self::CircuitOpen
+            | Self::QueueFull
+            | Self::Prompt(_) => FinishReason::ProviderError,
         }
+    }
+
+    /// The prompt itself was refused: nobody else will take it either.
+    #[must_use]
+    pub fn is_of_the_prompt(&self) -> bool {
+        matches!(self, Self::Status { status: 400 | 413 | 422, .. } | Self::Prompt(_))
     }
 }
 
@@ -137,4 +180,27 @@ pub trait Provider: Send + Sync + std::fmt::Debug + 'static {
     fn is_demo(&self) -> bool {
         false
     }
+
+    /// How it does just now, for the figures. `None`: nothing limits it.
+    fn load(&self) -> Option<Load> {
+        None
+    }
+
+    /// Resolves when nothing of it runs in the background any more. What does is bounded in number and time.
+    async fn settled(&self) {}
+}
+
+/// How a provider does just now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// Whether it is left alone.
+    pub breaker: breaker::Phase,
+    /// How often it was left alone so far.
+    pub opened: u64,
+    /// Replies that it generates.
+    pub running: usize,
+    /// Replies that wait for a place.
+    pub waiting: usize,
+    /// Replies that were refused a place so far.
+    pub refused: u64,
 }

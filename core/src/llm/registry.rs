@@ -3,10 +3,13 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::Provider;
+use chatbox_proto::token::{Role, Roles};
+
+use super::{Load, Provider};
+use crate::domain::entry::Usage;
 
 /// What is known about a model.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ModelInfo {
     /// By which it is chosen and stored.
     pub id: String,
@@ -22,6 +25,46 @@ pub struct ModelInfo {
     pub max_output_tokens: u32,
     /// First message of every prompt.
     pub system_prompt: Option<String>,
+    /// Roles of those who may choose it; empty: everybody.
+    pub roles: Vec<Role>,
+    /// Ids of the models that stand in for it, in order.
+    pub fallbacks: Vec<String>,
+    /// What its tokens cost.
+    pub price: Price,
+}
+
+impl ModelInfo {
+    /// Whether somebody with these roles may choose it.
+    #[must_use]
+    pub fn is_for(&self, roles: Roles) -> bool {
+        self.roles.is_empty() || roles.contains_any(&self.roles)
+    }
+}
+
+/// What tokens cost, in billionths of a unit of money for each: 2.50 for a million tokens is 2,500.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Price {
+    /// Of the prompt.
+    pub prompt: u64,
+    /// Of the prompt, from the provider's cache.
+    pub cached: u64,
+    /// Of the completion.
+    pub completion: u64,
+}
+
+impl Price {
+    /// What this usage costs, in millionths of a unit of money, rounded up.
+    #[must_use]
+    pub fn cost(&self, usage: &Usage) -> u64 {
+        let cached = usage.cached_tokens.min(usage.prompt_tokens);
+        let parts = [
+            (usage.prompt_tokens - cached, self.prompt),
+            (cached, self.cached),
+            (usage.completion_tokens, self.completion),
+        ];
+        let billionths: u128 = parts.iter().map(|(tokens, price)| u128::from(*tokens) * u128::from(*price)).sum();
+        u64::try_from(billionths.div_ceil(1_000)).unwrap_or(u64::MAX)
+    }
 }
 
 /// A model with the provider that runs it.
@@ -95,6 +138,23 @@ impl Models {
         self.list.iter()
     }
 
+    /// How the providers do just now, by name and in its order; those without limits are left out.
+    #[must_use]
+    pub fn loads(&self) -> Vec<(String, Load)> {
+        let mut loads: Vec<_> =
+            self.list.iter().filter_map(|model| Some((model.info.provider.clone(), model.provider.load()?))).collect();
+        loads.sort_by(|one, other| one.0.cmp(&other.0));
+        loads.dedup_by(|one, other| one.0 == other.0);
+        loads
+    }
+
+    /// Resolves when no provider has anything left to do in the background.
+    pub async fn settled(&self) {
+        for model in self.list.iter() {
+            model.provider.settled().await;
+        }
+    }
+
     /// Every model is built in and without intelligence.
     #[must_use]
     pub fn is_demo_only(&self) -> bool {
@@ -115,7 +175,7 @@ mod tests {
             upstream_model: id.to_owned(),
             context_tokens: 4096,
             max_output_tokens: 1024,
-            system_prompt: None,
+            ..ModelInfo::default()
         };
         Model { info, provider: Arc::new(Demo::default()) }
     }
@@ -136,6 +196,33 @@ mod tests {
         assert!(!models.get_or_default("a").1);
         let (model, fell_back) = models.get_or_default("gone");
         assert!(fell_back && model.info.id == "a");
+    }
+
+    #[test]
+    fn a_model_is_for_everybody_or_for_some_roles() {
+        let roles = |roles: &[Role]| roles.iter().copied().collect::<Roles>();
+        let for_all = ModelInfo::default();
+        let for_some = ModelInfo { roles: vec![Role::Service, Role::Admin], ..ModelInfo::default() };
+        assert!(for_all.is_for(roles(&[])) && for_all.is_for(roles(&[Role::User])));
+        assert!(for_some.is_for(roles(&[Role::User, Role::Admin])) && for_some.is_for(roles(&[Role::Service])));
+        assert!(!for_some.is_for(roles(&[])) && !for_some.is_for(roles(&[Role::User, Role::ChatAdmin])));
+    }
+
+    #[test]
+    fn the_cost_counts_each_token_once_and_rounds_up() {
+        let price = Price { prompt: 2_500, cached: 250, completion: 10_000 };
+        let usage = |prompt_tokens, cached_tokens, completion_tokens| Usage {
+            prompt_tokens,
+            cached_tokens,
+            completion_tokens,
+            estimated: false,
+        };
+        assert_eq!(price.cost(&usage(1_000_000, 0, 0)), 2_500_000);
+        assert_eq!(price.cost(&usage(1_000_000, 400_000, 1_000)), 1_500_000 + 100_000 + 10_000);
+        assert_eq!(price.cost(&usage(1, 0, 0)), 3, "2.5 rounded up");
+        assert_eq!(price.cost(&usage(1, 5, 0)), 1, "more cached than asked is not believed");
+        assert_eq!(price.cost(&usage(u64::MAX, 0, u64::MAX)), u64::MAX);
+        assert_eq!(Price::default().cost(&usage(7, 0, 7)), 0);
     }
 
     #[test]

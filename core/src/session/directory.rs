@@ -26,7 +26,7 @@ use crate::{
     llm::registry::Models,
     metrics::Metrics,
     seal::{InstallationSecret, KeyRing},
-    store::{BootId, Header, SessionStore},
+    store::{BootId, Header, SessionStore, StoreErrorKind},
 };
 
 /// How often the heads of live sessions are compared with the store, in one read.
@@ -44,7 +44,7 @@ const BATCH: usize = 500;
 /// Limits and times of live sessions; see the configuration for units and ranges.
 #[derive(Debug, Clone)]
 pub struct SessionLimits {
-    /// Active sessions per user; 0: no limit.
+    /// Active sessions per user, at least 1.
     pub max_active: u32,
     /// Entries that `open` replays at most.
     pub replay: u64,
@@ -107,10 +107,14 @@ impl Shared {
         Failure::from(error)
     }
 
-    /// Counts a failure of the store.
+    /// Counts a failure of the store, and what it gave that cannot be read.
     pub(super) fn count(&self, error: &SessionError) {
-        if let SessionError::Store(error) = error {
-            self.metrics.store_failed(error.kind());
+        match error {
+            SessionError::Store(error) => self.metrics.store_failed(error.kind()),
+            SessionError::Seal(_) | SessionError::Form(_) | SessionError::Order(_) => {
+                self.metrics.store_failed(StoreErrorKind::Corrupt);
+            }
+            SessionError::StoreTimeout => {}
         }
     }
 
@@ -194,6 +198,14 @@ impl Directory {
         }
         let header = self.header(id).await?.ok_or_else(Failure::session_not_found)?;
         self.open(header).await
+    }
+
+    /// The room of a session whose header was just read.
+    pub(super) async fn room_of(&self, header: Header) -> Result<RoomHandle, Failure> {
+        match self.live(header.id) {
+            Some(room) => Ok(room),
+            None => self.open(header).await,
+        }
     }
 
     /// The room of a session that is live here.

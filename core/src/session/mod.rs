@@ -20,7 +20,7 @@ mod sessions;
 mod subscriber;
 mod sweep;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod verify;
 
 pub use self::{

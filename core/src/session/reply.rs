@@ -12,7 +12,8 @@ use crate::{
     llm::{Chunk, Prompt, registry::Model, tokens::estimate_message_tokens},
 };
 
-/// Messages per read while the context is collected.
+/// Messages per read while the context is collected; the first read is short, since a few long ones may fill it.
+const FIRST_PAGE: usize = 6;
 const PAGE: usize = 30;
 
 /// Events between a reply and its room. The provider waits when the room does not keep up.
@@ -25,6 +26,8 @@ pub(super) enum ReplyEvent {
     Prompted(u64),
     /// The provider's own id of the request.
     RequestId(String),
+    /// Id of the model that answers instead of the chosen one.
+    Model(String),
     /// Text; never empty.
     Text(String),
     /// The last event.
@@ -68,9 +71,10 @@ impl ReplyJob {
         let budget = u64::from(info.context_tokens.saturating_sub(info.max_output_tokens));
         let mut context = ContextBuilder::new(budget.saturating_sub(system.map_or(0, estimate_message_tokens)));
         let mut history = HistoryReader::new(&self.log);
-        let mut before = self.started_seq;
+        let (mut before, mut page_size) = (self.started_seq, FIRST_PAGE);
         'collect: loop {
-            let page = history.before(before, PAGE).await?;
+            let page = history.before(before, 0, page_size).await?;
+            page_size = PAGE;
             let Some(oldest) = page.last().map(|message| message.seq) else { break };
             before = oldest;
             for message in page {
@@ -86,6 +90,7 @@ impl ReplyJob {
             messages,
             max_output_tokens: info.max_output_tokens,
             user_hash: self.user_hash.clone(),
+            conversation: None,
         })
     }
 
@@ -103,6 +108,9 @@ impl ReplyJob {
             let event = match chunk {
                 Ok(Chunk::Text(text)) => ReplyEvent::Text(text),
                 Ok(Chunk::RequestId(id)) => ReplyEvent::RequestId(id),
+                Ok(Chunk::Model(id)) => ReplyEvent::Model(id),
+                // Nothing keeps it with the session: every prompt holds all that has to be known.
+                Ok(Chunk::Conversation(_) | Chunk::Reasoning) => continue,
                 Ok(Chunk::Usage(reported)) => {
                     usage = Some(reported);
                     continue;

@@ -1,7 +1,7 @@
 //! What scenarios are written with.
 //!
 //! The product: [`stack`] (core and edge in this process), [`pair`] (the two binaries), [`cores`] (several cores on one database), [`dev`] (the real `chatbox dev`).
-//! Servers: [`provider`] (an OpenAI-compatible server that follows a script), [`llmock`],
+//! Servers: [`provider`] (a server that follows a script, for OpenAI, Anthropic and Dify), [`llmock`],
 //! [`llama`] (a real model), [`mongod`] (replica sets), [`jwks`] (a key set), [`proxy`] (a network that misbehaves). Clients: [`client`] over
 //! [`ws`] in both encodings and over [`grpc`], [`http`], foreign ones in [`programs`]. Around them: [`process`], [`tools`], [`ports`], [`token`],
 //! [`contract`] (every call that there is), [`history`], [`transcript`], [`metrics`], [`served`], [`wait`].
@@ -28,6 +28,7 @@ pub mod process;
 pub mod programs;
 pub mod provider;
 pub mod proxy;
+pub mod raw_h2;
 pub mod served;
 pub mod stack;
 pub mod token;

@@ -79,6 +79,7 @@ fn model(id: &str, provider: Arc<dyn Provider>) -> Model {
         context_tokens: 8_192,
         max_output_tokens: 1_024,
         system_prompt: None,
+        ..ModelInfo::default()
     };
     Model { info, provider }
 }

@@ -8,6 +8,7 @@ use futures_util::FutureExt;
 
 use super::*;
 use crate::domain::entry::Usage;
+use crate::llm::breaker::{BreakerLimits, Phase};
 use crate::llm::{PromptMessage, PromptRole};
 
 #[derive(Debug, Clone)]
@@ -72,7 +73,7 @@ fn prompt() -> Prompt {
         upstream_model: "m".to_owned(),
         messages: vec![PromptMessage { role: PromptRole::User, text: "hello".to_owned() }],
         max_output_tokens: 100,
-        user_hash: String::new(),
+        ..Prompt::default()
     }
 }
 
@@ -266,6 +267,46 @@ async fn text_is_cut_at_the_limit_on_a_character_boundary_and_ends_with_length()
 
     let outcome = run_with(limits, vec![vec![Step::Give(text("abcdef")), Step::Give(stop())]]).await;
     assert_eq!(outcome.chunks, [text("abcdef"), estimate(2), stop()], "exactly full is not cut");
+}
+
+#[tokio::test(start_paused = true)]
+async fn reasoning_is_life_and_is_swallowed() {
+    let thinks = (0..5).flat_map(|_| [Step::Wait(29), Step::Give(Chunk::Reasoning)]);
+    let outcome = run(vec![thinks.clone().chain([Step::Give(text("a")), Step::Give(stop())]).collect()]).await;
+    assert_eq!((outcome.chunks, outcome.took), (vec![text("a"), estimate(1), stop()], Duration::from_secs(5 * 29)));
+    let outcome = run(vec![thinks.chain([Step::Hang]).collect()]).await;
+    assert_eq!(outcome.error, Some(ProviderError::Timeout("between chunks")));
+    let outcome = run(vec![vec![Step::Give(text("a")), Step::Give(Chunk::Reasoning), Step::Hang]]).await;
+    assert_eq!(outcome.chunks, [text("a")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn overload_that_is_told_inside_the_stream_passes_too() {
+    let refusal =
+        || vec![Step::Give(Chunk::RequestId("r".into())), Step::Fail(ProviderError::Overloaded("overloaded_error"))];
+    let outcome = run(vec![refusal(), refusal(), vec![Step::Give(text("a")), Step::Give(stop())]]).await;
+    assert_eq!((outcome.tries, outcome.chunks), (3, vec![text("a"), estimate(1), stop()]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_try_counts_for_the_breaker_and_none_goes_through_when_it_is_open() {
+    let limits = BreakerLimits { failures: 3, window: Duration::from_secs(600), ..BreakerLimits::default() };
+    let breaker = Arc::new(Breaker::new("p", limits));
+    let provider = Arc::new(Scripted::default());
+    provider.tries.lock().expect("lock").extend([
+        vec![Step::Give(text("a")), Step::Fail(ProviderError::Truncated)],
+        vec![Step::Hang],
+        status(503, None),
+        status(503, None),
+    ]);
+    let guard = Guard::new(provider.clone(), GuardLimits::default()).with_breaker(breaker.clone());
+    let mut stream = guard.generate(prompt()).await.expect("begun");
+    while stream.next().await.is_some() {}
+    assert_eq!(guard.generate(prompt()).await.err(), Some(ProviderError::Timeout("first byte")));
+    assert_eq!(breaker.phase(), (Phase::Closed, 0));
+    // The third failure of four tries opens it, and the retry does not go through.
+    assert_eq!(guard.generate(prompt()).await.err(), Some(ProviderError::CircuitOpen));
+    assert_eq!((breaker.phase(), provider.started.lock().expect("lock").len()), ((Phase::Open, 1), 3));
 }
 
 #[tokio::test(start_paused = true)]

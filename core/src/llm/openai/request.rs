@@ -93,6 +93,7 @@ mod tests {
             ],
             max_output_tokens: 7,
             user_hash: user_hash.to_owned(),
+            conversation: None,
         }
     }
 

@@ -13,10 +13,10 @@ use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::domain::entry::{FinishReason, Usage};
+use crate::llm::http::Refused;
 use crate::llm::sse::SseEvent;
+use crate::llm::stream::{Decoder, Progress, usable_id};
 use crate::llm::{Chunk, ProviderError};
-
-const MAX_REQUEST_ID_BYTES: usize = 200;
 
 /// Text that borrows from the event unless it holds an escape. (Serde borrows a bare `Cow`, but not one in an `Option`.)
 #[derive(Deserialize)]
@@ -76,9 +76,67 @@ struct Choice<'a> {
 #[derive(Deserialize)]
 struct Delta<'a> {
     #[serde(borrow, default)]
-    content: Option<Text<'a>>,
+    content: Content<'a>,
     #[serde(borrow, default)]
     refusal: Option<Text<'a>>,
+    /// How a model came to its answer, under the two names that servers give it. Never shown.
+    #[serde(default)]
+    reasoning_content: Option<IgnoredAny>,
+    #[serde(default)]
+    reasoning: Option<IgnoredAny>,
+}
+
+/// Text, or a list of parts of which some are text.
+#[derive(Default)]
+enum Content<'a> {
+    #[default]
+    None,
+    Text(Cow<'a, str>),
+    Parts(Vec<Part<'a>>),
+}
+
+#[derive(Deserialize)]
+struct Part<'a> {
+    #[serde(borrow, default, rename = "type")]
+    kind: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    text: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    refusal: Option<Text<'a>>,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Content<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextOrParts;
+        impl<'de> Visitor<'de> for TextOrParts {
+            type Value = Content<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text, a list of parts or null")
+            }
+
+            fn visit_unit<E>(self) -> Result<Self::Value, E> {
+                Ok(Content::None)
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Content::Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Content::Text(Cow::Owned(text.to_owned())))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let mut parts = Vec::new();
+                while let Some(part) = seq.next_element()? {
+                    parts.push(part);
+                }
+                Ok(Content::Parts(parts))
+            }
+        }
+        deserializer.deserialize_any(TextOrParts)
+    }
 }
 
 #[derive(Deserialize)]
@@ -129,17 +187,13 @@ enum ErrorCode<'a> {
 }
 
 /// Names of errors that are passed on to the log. Anything else could be anything, a key for instance.
-const ERROR_NAMES: [&str; 16] = [
+const ERROR_NAMES: [&str; 12] = [
     "server_error",
     "api_error",
-    "rate_limit_exceeded",
-    "rate_limit_error",
     "insufficient_quota",
     "invalid_request_error",
     "context_length_exceeded",
     "exceed_context_size_error",
-    "overloaded_error",
-    "unavailable_error",
     "timeout_error",
     "authentication_error",
     "model_not_found",
@@ -148,16 +202,26 @@ const ERROR_NAMES: [&str; 16] = [
     "upstream_error",
 ];
 
-// === From events to chunks ===
+/// Of those, the ones that pass by themselves.
+const PASSING: [&str; 4] = ["rate_limit_exceeded", "rate_limit_error", "overloaded_error", "unavailable_error"];
 
-/// Whether more of the stream is wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Progress {
-    /// Yes.
-    More,
-    /// No: the last chunk is out.
-    Done,
+/// A refusal by a filter, by its code.
+pub(super) fn is_content_filter(refused: &Refused) -> bool {
+    #[derive(Deserialize)]
+    struct Body<'a> {
+        #[serde(borrow)]
+        error: ErrorWire<'a>,
+    }
+    if !matches!(refused.error, ProviderError::Status { status: 400, .. }) {
+        return false;
+    }
+    match serde_json::from_slice::<Body<'_>>(&refused.body).map(|body| body.error) {
+        Ok(ErrorWire::Object { code: Some(ErrorCode::Name(name)), .. }) => name.0 == "content_filter",
+        Ok(ErrorWire::Object { .. } | ErrorWire::Other(_)) | Err(_) => false,
+    }
 }
+
+// === From events to chunks ===
 
 /// Turns the events of one stream into chunks.
 #[derive(Debug, Default)]
@@ -175,14 +239,14 @@ impl ReplyDecoder {
         decoder.take_request_id(request_id, out);
         decoder
     }
+}
 
-    /// The model said that it is done: the text is complete.
-    pub(super) fn text_is_complete(&self) -> bool {
+impl Decoder for ReplyDecoder {
+    fn text_is_complete(&self) -> bool {
         self.finish.is_some()
     }
 
-    /// Reads one event.
-    pub(super) fn event(&mut self, event: &SseEvent, out: &mut VecDeque<Chunk>) -> Result<Progress, ProviderError> {
+    fn event(&mut self, event: &SseEvent, out: &mut VecDeque<Chunk>) -> Result<Progress, ProviderError> {
         let named_error = event.name.as_ref() == b"error";
         let data = std::str::from_utf8(&event.data).map_err(|_| ProviderError::Malformed("event is not UTF-8"))?;
         match data.trim_ascii() {
@@ -217,13 +281,14 @@ impl ReplyDecoder {
         }
     }
 
-    /// The stream is over.
-    pub(super) fn end(&mut self, out: &mut VecDeque<Chunk>) -> Result<Progress, ProviderError> {
+    fn end(&mut self, out: &mut VecDeque<Chunk>) -> Result<Progress, ProviderError> {
         let finish = self.finish.ok_or(ProviderError::Truncated)?;
         self.finished(finish, out);
         Ok(Progress::Done)
     }
+}
 
+impl ReplyDecoder {
     fn finished(&mut self, finish: FinishReason, out: &mut VecDeque<Chunk>) {
         out.extend(self.usage.take().map(Chunk::Usage));
         // A refusal ends with `stop`, but it is not the answer that was asked for.
@@ -232,10 +297,7 @@ impl ReplyDecoder {
 
     fn choice(&mut self, choice: Choice<'_>, out: &mut VecDeque<Chunk>) -> Result<Progress, ProviderError> {
         if let Some(delta) = choice.delta {
-            let texts = [delta.content, delta.refusal];
-            self.refused |= texts[1].as_ref().is_some_and(|text| !text.0.is_empty());
-            let texts = texts.into_iter().flatten().filter(|text| !text.0.is_empty());
-            out.extend(texts.map(|text| Chunk::Text(text.0.into_owned())));
+            self.delta(delta, out);
         }
         if let Some(reason) = choice.finish_reason {
             self.finish = match reason.0.as_ref() {
@@ -250,6 +312,38 @@ impl ReplyDecoder {
             };
         }
         Ok(Progress::More)
+    }
+
+    fn delta(&mut self, delta: Delta<'_>, out: &mut VecDeque<Chunk>) {
+        let before = out.len();
+        let mut say = |text: Cow<'_, str>| {
+            if !text.is_empty() {
+                out.push_back(Chunk::Text(text.into_owned()));
+            }
+        };
+        let mut refusals = Vec::new();
+        match delta.content {
+            Content::None => {}
+            Content::Text(text) => say(text),
+            Content::Parts(parts) => {
+                for part in parts {
+                    // A part of another kind is a thought, a picture, or what nobody asked for.
+                    match part.kind.as_ref().map(|kind| kind.0.as_ref()) {
+                        Some("text" | "output_text") | None => part.text.into_iter().for_each(|text| say(text.0)),
+                        Some("refusal") => refusals.extend(part.refusal),
+                        Some(_) => {}
+                    }
+                }
+            }
+        }
+        for refusal in refusals.into_iter().chain(delta.refusal) {
+            self.refused |= !refusal.0.is_empty();
+            say(refusal.0);
+        }
+        let reasons = delta.reasoning_content.is_some() || delta.reasoning.is_some();
+        if reasons && out.len() == before {
+            out.push_back(Chunk::Reasoning);
+        }
     }
 
     fn error(&mut self, error: &ErrorWire<'_>, out: &mut VecDeque<Chunk>) -> Result<Progress, ProviderError> {
@@ -267,6 +361,15 @@ impl ReplyDecoder {
             self.finished(FinishReason::Filtered, out);
             return Ok(Progress::Done);
         }
+        if let Some(passes) = names.into_iter().flatten().find_map(|name| PASSING.iter().find(|known| **known == name))
+        {
+            return Err(ProviderError::Overloaded(passes));
+        }
+        match code {
+            Some(ErrorCode::Number(429)) => return Err(ProviderError::Overloaded("429")),
+            Some(ErrorCode::Number(503)) => return Err(ProviderError::Overloaded("503")),
+            Some(ErrorCode::Number(_) | ErrorCode::Name(_) | ErrorCode::Other(_)) | None => {}
+        }
         let known = names.into_iter().flatten().find(|name| ERROR_NAMES.contains(name));
         Err(ProviderError::Event(match (known, code) {
             (Some(name), _) => name.to_owned(),
@@ -276,10 +379,8 @@ impl ReplyDecoder {
     }
 
     fn take_request_id(&mut self, id: Option<&str>, out: &mut VecDeque<Chunk>) {
-        let usable =
-            |id: &&str| !id.is_empty() && id.len() <= MAX_REQUEST_ID_BYTES && id.bytes().all(|b| b.is_ascii_graphic());
         if !self.request_id
-            && let Some(id) = id.filter(usable)
+            && let Some(id) = id.filter(|id| usable_id(id))
         {
             self.request_id = true;
             out.push_back(Chunk::RequestId(id.to_owned()));

@@ -118,7 +118,13 @@ impl LiveReply {
     pub(super) fn ending(&self, otherwise: FinishReason) -> Ending {
         let (finish, usage) = self.ending.unwrap_or((otherwise, None));
         let usage = usage.unwrap_or_else(|| estimate_usage(self.prompt_tokens, self.text.len()));
-        Ending { finish, text: self.text.clone(), usage, provider_request_id: self.provider_request_id.clone() }
+        Ending {
+            finish,
+            text: self.text.clone(),
+            usage,
+            provider_request_id: self.provider_request_id.clone(),
+            model: Some(self.model.clone()),
+        }
     }
 
     pub(super) fn take_waiters(&mut self) -> Vec<Origin> {
@@ -280,6 +286,7 @@ impl Room {
                 self.subscribers.broadcast_delta(&delta);
             }
             Some(ReplyEvent::Prompted(tokens)) => reply.prompt_tokens = tokens,
+            Some(ReplyEvent::Model(id)) => reply.model = id,
             Some(ReplyEvent::RequestId(id)) => reply.provider_request_id = Some(id),
             Some(ReplyEvent::Ended(finish, usage)) => reply.end(finish, usage),
             // The task is gone without a word: it panicked.

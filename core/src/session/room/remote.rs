@@ -116,7 +116,7 @@ impl RemoteReply {
     /// What a terminal entry says that is written here. The usage is known to its core alone: it is estimated.
     pub(super) fn ending(&self, finish: FinishReason) -> Ending {
         let usage = estimate_usage(0, self.text.len());
-        Ending { finish, text: self.text.clone(), usage, provider_request_id: None }
+        Ending { finish, text: self.text.clone(), usage, provider_request_id: None, model: None }
     }
 
     fn extension(&self, offset: u32, text: &str) -> Extension {

@@ -223,6 +223,7 @@ impl Room {
                         text: String::new(),
                         usage: crate::domain::entry::Usage::default(),
                         provider_request_id: None,
+                        model: None,
                     },
                 };
                 decide::end(state, Some(by.clone()), *reason, ending, next())

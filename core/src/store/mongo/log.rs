@@ -73,9 +73,6 @@ pub(super) async fn append(shared: &Shared, append: Append) -> Result<Appended, 
             Written::Duplicate => rival(shared, &append).await?,
         };
         if let Some(verdict) = verdict {
-            if verdict == Appended::Conflict {
-                shared.companions.withdraw(&append).await;
-            }
             return Ok(verdict);
         }
         sleep(pause).await;
@@ -121,6 +118,7 @@ async fn rival(shared: &Shared, append: &Append) -> Result<Option<Appended>, Fau
         let last = document::seq(&found, "last")?;
         shared.ends.raise(append.session_id, last);
         if document::id(&found, "_id")? != append.append_id {
+            shared.companions.withdraw(append, last).await;
             return Ok(Some(Appended::Conflict));
         }
         shared.companions.follow(append).await;
@@ -133,6 +131,7 @@ async fn rival(shared: &Shared, append: &Append) -> Result<Option<Appended>, Fau
     }
     for other in others {
         if shared.one(log, other, wanted(), Level::Current).await?.is_some() {
+            shared.companions.withdraw(append, 0).await;
             return Ok(Some(Appended::Conflict));
         }
     }
@@ -168,7 +167,7 @@ pub(super) async fn find_append(shared: &Shared, id: SessionId, append_id: Appen
         match log.insert_one(stand_in).await.map_err(Fault::from) {
             Ok(_) => {
                 if let Some(append) = shared.writer.take_parked(append_id) {
-                    shared.companions.withdraw(&append).await;
+                    shared.companions.withdraw(&append, 0).await;
                 }
                 return Ok(None);
             }

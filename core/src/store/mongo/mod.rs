@@ -9,7 +9,7 @@
 //!   exists. Documents are never changed or removed, so an end stays an end, and what follows it can begin at one place only:
 //!   whoever gets it has appended at the head, and the numbers have no gaps.
 //! - **Acknowledged is what a majority has in its journals.** Nothing else is ever read, and from the primary alone. Reads of
-//!   heads and of what decides wait for a [`barrier`], after which they see all that was acknowledged before they began, by
+//!   heads and of what decides wait for a `barrier`, after which they see all that was acknowledged before they began, by
 //!   whichever core: no head ever steps back, failover or not.
 //! - **A duplicate is not interpreted.** The place, the id and the keys are read again after a barrier, which a majority has
 //!   only when it has the rival. When nothing is found there any more, the append is tried again.

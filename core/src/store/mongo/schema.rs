@@ -67,6 +67,7 @@ async fn first_step(connection: &Connection) -> Result<(), Fault> {
             doc! { "unfinished": 1, "_id": 1 },
             doc! { "partialFilterExpression": { "unfinished": true } },
         ),
+        index("marked", doc! { "marked": 1, "_id": 1 }, doc! { "partialFilterExpression": { "marked": true } }),
     ];
     let log = vec![
         index("place", doc! { "session": 1, "first": 1 }, doc! { "unique": true }),

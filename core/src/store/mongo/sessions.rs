@@ -1,6 +1,9 @@
 //! Headers: their slots, their lists, their folded state and their keys.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 use chatbox_proto::ids::SessionId;
 use mongodb::{
@@ -203,7 +206,7 @@ pub(super) async fn replace_expected(
         return Ok(false);
     }
     let filter = doc! { "_id": binary(id.as_bytes()), "applied": number(expected) };
-    let update = doc! { "$set": document::derived(id, derived), "$unset": { "intent": "" } };
+    let update = document::replacement(id, derived);
     Ok(shared.connection.sessions.update_one(filter, update).await?.matched_count > 0)
 }
 
@@ -212,13 +215,15 @@ pub(super) async fn unfinished(
     after: Option<SessionId>,
     limit: u32,
 ) -> Result<Vec<(SessionId, Seq)>, Fault> {
-    let mut filter = doc! { "unfinished": true };
-    walk(&mut filter, after);
-    let found = page(shared, filter, limit, doc! { "applied": 1 }).await?;
-    let read = |found: &RawDocumentBuf| -> Result<_, Fault> {
-        Ok((SessionId::from_bytes(document::id(found, "_id")?), document::seq(found, "applied")?))
-    };
-    found.iter().map(read).collect()
+    let mut all = BTreeMap::new();
+    // By their folded states, and those whose folded states are behind.
+    for mut filter in [doc! { "unfinished": true }, doc! { "marked": true }] {
+        walk(&mut filter, after);
+        for found in page(shared, filter, limit, doc! { "applied": 1 }).await? {
+            all.insert(SessionId::from_bytes(document::id(&found, "_id")?), document::seq(&found, "applied")?);
+        }
+    }
+    Ok(all.into_iter().take(limit as usize).collect())
 }
 
 pub(super) async fn keys(

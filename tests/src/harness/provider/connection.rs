@@ -11,7 +11,7 @@ use tokio::{
     },
 };
 
-use super::{Recorded, Script, State, Step};
+use super::{Dialect, Recorded, Script, State, Step};
 
 /// Larger bodies are a defect of the client.
 const MAX_BODY: usize = 64 << 20;
@@ -34,9 +34,20 @@ pub(super) async fn serve(socket: TcpStream, state: Arc<State>) {
     let (read, write) = socket.into_split();
     let mut reader = BufReader::new(read);
     let Ok(Some(request)) = read_request(&mut reader).await else { return };
-    let script = if request.path.ends_with("/chat/completions") { state.take(request) } else { models() };
+    let (script, dialect, id) = match Dialect::of(&request.path) {
+        Some(dialect) => {
+            let (script, id) = state.take(request);
+            (script, dialect, id)
+        }
+        None if request.path.ends_with("/stop") => {
+            state.stopped(request);
+            (Script::status(200, &json!({"result": "success"})), Dialect::Dify, 0)
+        }
+        None => (models(), Dialect::OpenAi, 0),
+    };
+    let steps = dialect.render(&script, id);
     let mut answer = Answer { reader, write };
-    match answer.follow(script).await {
+    match answer.follow(script, steps).await {
         Ok(End::Through | End::Cut) => {}
         // A dropped half would say the end of the stream in good order first.
         Ok(End::Reset) => answer.write.forget(),
@@ -80,7 +91,7 @@ struct Answer {
 }
 
 impl Answer {
-    async fn follow(&mut self, script: Script) -> io::Result<End> {
+    async fn follow(&mut self, script: Script, steps: Vec<Step>) -> io::Result<End> {
         for step in &script.before_head {
             match self.step(step).await? {
                 End::Through => {}
@@ -94,7 +105,7 @@ impl Answer {
         }
         head.push_str("\r\n");
         self.write.write_all(head.as_bytes()).await?;
-        for step in &script.steps {
+        for step in &steps {
             match self.step(step).await? {
                 End::Through => {}
                 end @ (End::Left | End::Cut | End::Reset) => return Ok(end),
@@ -107,6 +118,8 @@ impl Answer {
 
     async fn step(&mut self, step: &Step) -> io::Result<End> {
         match step {
+            Step::Bytes(bytes) if bytes.is_empty() => Ok(End::Through),
+            Step::Part(_) => Err(io::Error::other("a part was not put into words")),
             Step::Bytes(bytes) => {
                 let mut chunk = format!("{:x}\r\n", bytes.len()).into_bytes();
                 chunk.extend_from_slice(bytes);
@@ -116,6 +129,10 @@ impl Answer {
             }
             Step::Gate(gate) => tokio::select! {
                 () = gate.pass() => Ok(End::Through),
+                () = client_leaves(&mut self.reader) => Ok(End::Left),
+            },
+            Step::Pause(pause) => tokio::select! {
+                _ = tokio::time::timeout(*pause, std::future::pending::<()>()) => Ok(End::Through),
                 () = client_leaves(&mut self.reader) => Ok(End::Left),
             },
             Step::Hang => {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::dialect::Part;
 use crate::harness::gate::Gate;
 
 /// One thing that the provider does, in order.
@@ -11,8 +12,12 @@ use crate::harness::gate::Gate;
 pub enum Step {
     /// Send these bytes of the body.
     Bytes(Vec<u8>),
+    /// Send this in the words of the service that is asked for.
+    Part(Part),
     /// Wait at a gate, or until the client leaves.
     Gate(Gate),
+    /// Pause between two pieces, or until the client leaves.
+    Pause(Duration),
     /// Send nothing more; wait until the client leaves.
     Hang,
     /// Drop the connection with a reset.
@@ -28,7 +33,6 @@ pub struct Script {
     pub(super) status: u16,
     pub(super) headers: Vec<(String, String)>,
     pub(super) steps: Vec<Step>,
-    model: String,
 }
 
 impl Script {
@@ -40,7 +44,6 @@ impl Script {
             status: 200,
             headers: vec![("content-type".to_owned(), "text/event-stream".to_owned())],
             steps: Vec::new(),
-            model: "scripted".to_owned(),
         }
     }
 
@@ -123,43 +126,49 @@ impl Script {
     /// One chunk of text.
     #[must_use]
     pub fn delta(self, text: &str) -> Self {
-        let choices = json!([{"index": 0, "delta": {"content": text}, "finish_reason": null}]);
-        self.chunk(&choices, None)
+        self.step(Step::Part(Part::Text(text.to_owned())))
     }
 
-    /// The chunk that says why the text ends.
+    /// Something that is not for the reader.
+    #[must_use]
+    pub fn thought(self, text: &str) -> Self {
+        self.step(Step::Part(Part::Thought(text.to_owned())))
+    }
+
+    /// Why the text ends, as chat completions call it.
     #[must_use]
     pub fn finish(self, reason: &str) -> Self {
-        let choices = json!([{"index": 0, "delta": {}, "finish_reason": reason}]);
-        self.chunk(&choices, None)
+        self.step(Step::Part(Part::Finish(reason.to_owned())))
     }
 
-    /// The chunk without choices that carries the usage.
+    /// The usage.
     #[must_use]
     pub fn usage(self, prompt: u64, completion: u64) -> Self {
-        let usage = json!({
-            "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
-            "prompt_tokens_details": {"cached_tokens": 0},
-        });
-        self.chunk(&json!([]), Some(&usage))
+        self.step(Step::Part(Part::Usage(prompt, completion)))
     }
 
     /// The end mark.
     #[must_use]
     pub fn done(self) -> Self {
-        self.data("[DONE]")
+        self.step(Step::Part(Part::Done))
     }
 
     /// An error inside the stream.
     #[must_use]
     pub fn error_event(self, message: &str) -> Self {
-        self.data(&json!({"error": {"message": message, "type": "server_error", "code": "server_error"}}).to_string())
+        self.step(Step::Part(Part::Error(message.to_owned())))
+    }
+
+    /// An error inside the stream that says that there is too much to do.
+    #[must_use]
+    pub fn overloaded(self) -> Self {
+        self.step(Step::Part(Part::Overloaded))
     }
 
     /// A chunk whose choices are null.
     #[must_use]
     pub fn null_choices(self) -> Self {
-        self.chunk(&Value::Null, None)
+        self.data(r#"{"id":"chatcmpl-1","object":"chat.completion.chunk","choices":null,"usage":null}"#)
     }
 
     /// A chunk that is not JSON.
@@ -188,6 +197,12 @@ impl Script {
         self.step(Step::Gate(gate.clone()))
     }
 
+    /// Pauses, as a model does while it thinks.
+    #[must_use]
+    pub fn pause(self, pause: Duration) -> Self {
+        self.step(Step::Pause(pause))
+    }
+
     /// Sends nothing more.
     #[must_use]
     pub fn hang(self) -> Self {
@@ -204,13 +219,5 @@ impl Script {
     #[must_use]
     pub fn truncate(self) -> Self {
         self.step(Step::Truncate)
-    }
-
-    fn chunk(self, choices: &Value, usage: Option<&Value>) -> Self {
-        let data = json!({
-            "id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1_700_000_000, "model": self.model,
-            "choices": choices, "usage": usage,
-        });
-        self.data(&data.to_string())
     }
 }

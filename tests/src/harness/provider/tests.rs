@@ -86,3 +86,25 @@ async fn garbage_is_sent_as_it_is() {
     let text = String::from_utf8_lossy(&body);
     assert!(text.contains(r#""choices":null"#) && text.contains(r#""message":"boom""#) && body.len() > 100_000);
 }
+
+#[tokio::test]
+async fn the_same_script_is_told_in_the_words_of_each_service() {
+    let provider = Provider::start().await.unwrap();
+    provider.always("m", Script::reply(["one"]));
+    let ask = |url: String, body: serde_json::Value| async move {
+        client().post(url).body(body.to_string()).send().await.unwrap().text().await.unwrap()
+    };
+    let messages = json!({"model": "m", "messages": [{"role": "user", "content": "x"}]});
+    let body = ask(format!("{}/messages", provider.base_url()), messages).await;
+    for part in ["event: message_start", r#""text_delta""#, r#""stop_reason":"end_turn""#, r#""output_tokens":3"#] {
+        assert!(body.contains(part), "{part} in {body}");
+    }
+    assert!(body.ends_with("event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n"), "{body}");
+    let body = ask(format!("{}/chat-messages", provider.dify_url("m")), json!({"query": "x"})).await;
+    for part in [r#""answer":"one""#, r#""task_id":"task-2""#, r#""event":"message_end""#, r#""prompt_tokens":7"#] {
+        assert!(body.contains(part), "{part} in {body}");
+    }
+    ask(format!("{}/chat-messages/task-2/stop", provider.dify_url("m")), json!({"user": "u"})).await;
+    assert_eq!(provider.wait_stops(1).await.unwrap()[0].path, "/m/v1/chat-messages/task-2/stop");
+    assert_eq!(provider.requests().len(), 2, "a stop is no question");
+}

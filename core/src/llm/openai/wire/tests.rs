@@ -56,6 +56,7 @@ fn finish_reasons_are_mapped() {
         ("stop", FinishReason::Stop),
         ("eos", FinishReason::Stop),
         ("tool_calls", FinishReason::Stop),
+        ("function_call", FinishReason::Stop),
         ("length", FinishReason::Length),
         ("content_filter", FinishReason::Filtered),
     ] {
@@ -79,6 +80,45 @@ fn an_aborted_generation_is_an_error_though_done_follows() {
 fn a_refusal_is_text_and_ends_filtered() {
     let refusal = r#"{"choices":[{"delta":{"content":null,"refusal":"I cannot"},"finish_reason":null}]}"#;
     assert_eq!(decode(&[refusal, STOP]).0, [text("I cannot"), Chunk::Finished(FinishReason::Filtered)]);
+}
+
+#[test]
+fn content_in_parts_is_text_where_it_is_text() {
+    let delta = |content: &str| format!(r#"{{"choices":[{{"delta":{{"content":{content}}},"finish_reason":null}}]}}"#);
+    let parts = r#"[{"type":"thinking","thinking":[{"type":"text","text":"hm"}]},{"type":"text","text":"a\n"},{"type":"output_text","text":"b"},{"type":"image_url","image_url":{"url":"x"}},{"text":"c"}]"#;
+    let said = [text("a\n"), text("b"), text("c"), Chunk::Finished(FinishReason::Stop)];
+    assert_eq!(decode(&[&delta(parts), STOP]).0, said);
+    let refusal = delta(r#"[{"type":"refusal","refusal":"I cannot"}]"#);
+    assert_eq!(decode(&[&refusal, STOP]).0, [text("I cannot"), Chunk::Finished(FinishReason::Filtered)]);
+    for empty in ["[]", "null", r#""""#, r#"[{"type":"text","text":""}]"#, r#"[{"type":"text"}]"#] {
+        assert_eq!(decode(&[&delta(empty), STOP]).0, [Chunk::Finished(FinishReason::Stop)], "{empty}");
+    }
+    for wrong in ["7", "{}", "[7]", r#"[{"type":"text","text":7}]"#] {
+        assert!(matches!(decode(&[&delta(wrong)]).1, Err(ProviderError::Malformed(_))), "{wrong}");
+    }
+}
+
+#[test]
+fn reasoning_is_a_sign_of_life_and_not_text() {
+    for name in ["reasoning_content", "reasoning"] {
+        let thinks = format!(r#"{{"choices":[{{"delta":{{"content":null,"{name}":"hm"}}}}]}}"#);
+        let speaks = format!(r#"{{"choices":[{{"delta":{{"content":"a","{name}":""}}}}]}}"#);
+        let silent = format!(r#"{{"choices":[{{"delta":{{"content":"b","{name}":null}}}}]}}"#);
+        let expect = [Chunk::Reasoning, text("a"), text("b"), Chunk::Finished(FinishReason::Stop)];
+        assert_eq!(decode(&[&thinks, &speaks, &silent, STOP]).0, expect, "{name}");
+    }
+}
+
+#[test]
+fn overload_is_told_apart_from_other_errors() {
+    for (data, expect) in [
+        (r#"{"error":{"type":"x","code":"rate_limit_exceeded"}}"#, "rate_limit_exceeded"),
+        (r#"{"error":{"type":"overloaded_error"}}"#, "overloaded_error"),
+        (r#"{"error":{"type":"x","code":429}}"#, "429"),
+        (r#"{"error":{"type":"x","code":503}}"#, "503"),
+    ] {
+        assert_eq!(decode(&[HELLO, data]).1, Err(ProviderError::Overloaded(expect)), "{data}");
+    }
 }
 
 #[test]
@@ -114,8 +154,8 @@ fn garbage_is_malformed_and_never_a_panic() {
 fn error_events_are_named_by_a_known_name_or_a_number_and_nothing_else() {
     for (data, expect) in [
         (r#"{"error":{"message":"secret","type":"server_error","code":null}}"#, "server_error"),
-        (r#"{"error":{"message":"secret","type":"x","code":"rate_limit_exceeded"}}"#, "rate_limit_exceeded"),
-        (r#"{"error":{"message":"secret","type":"sk-1234","code":503}}"#, "503"),
+        (r#"{"error":{"message":"secret","type":"x","code":"insufficient_quota"}}"#, "insufficient_quota"),
+        (r#"{"error":{"message":"secret","type":"sk-1234","code":502}}"#, "502"),
         (r#"{"error":{"message":"secret","type":["secret"],"code":{"a":1}}}"#, "unnamed"),
         (r#"{"error":{"message":"secret","code":"sk-1234"}}"#, "unnamed"),
         (r#"{"error":"secret"}"#, "unnamed"),

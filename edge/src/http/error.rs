@@ -9,38 +9,40 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 pub(crate) struct HttpFailure {
     failure: Failure,
     status: StatusCode,
-    correlation_id: Option<String>,
 }
 
 /// Names one failure in the log.
 const CORRELATION_ID: HeaderName = HeaderName::from_static("x-correlation-id");
 
 impl HttpFailure {
-    /// With the id that the log has about it.
-    pub(crate) fn correlated(mut self, id: String) -> Self {
-        self.correlation_id = Some(id);
-        self
+    /// As an answer with the id under which the log has it.
+    pub(crate) fn correlated(self, id: &str) -> Response {
+        let mut response = self.answer(Some(id));
+        if let Ok(id) = HeaderValue::try_from(id) {
+            response.headers_mut().insert(CORRELATION_ID, id);
+        }
+        response
     }
 
     /// With another status than the table's, where HTTP has a better one.
     pub(crate) fn with_status(status: StatusCode, failure: Failure) -> Self {
-        Self { failure, status, correlation_id: None }
+        Self { failure, status }
     }
 }
 
 impl From<Failure> for HttpFailure {
     fn from(failure: Failure) -> Self {
         let status = StatusCode::from_u16(failure.code.http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Self { failure, status, correlation_id: None }
+        Self { failure, status }
     }
 }
 
-impl IntoResponse for HttpFailure {
-    fn into_response(self) -> Response {
-        let Self { failure, status, correlation_id } = self;
+impl HttpFailure {
+    fn answer(self, correlation_id: Option<&str>) -> Response {
+        let Self { failure, status } = self;
         let retry_after = failure.retry_after;
         let mut error = failure.into_event(String::new());
-        error.metadata.extend(correlation_id.iter().map(|id| ("correlation_id".to_owned(), id.clone())));
+        error.metadata.extend(correlation_id.map(|id| ("correlation_id".to_owned(), id.to_owned())));
         let body = json::to_vec(&v1::ErrorResponse { error: Some(error) });
         let mut response = (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
         if let Some(delay) = retry_after {
@@ -50,13 +52,16 @@ impl IntoResponse for HttpFailure {
                 response.headers_mut().insert(header::RETRY_AFTER, value);
             }
         }
-        if let Some(id) = correlation_id.and_then(|id| HeaderValue::try_from(id).ok()) {
-            response.headers_mut().insert(CORRELATION_ID, id);
-        }
         if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
+    }
+}
+
+impl IntoResponse for HttpFailure {
+    fn into_response(self) -> Response {
+        self.answer(None)
     }
 }
 

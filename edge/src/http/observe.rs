@@ -40,7 +40,7 @@ pub(crate) async fn catch_panics(State(edge): State<Arc<Edge>>, request: Request
             edge.metrics.panics.inc();
             let id = format!("{:032x}", rand::random::<u128>());
             tracing::error!(correlation.id = id, "a request handler panicked");
-            HttpFailure::from(Failure::internal()).correlated(id).into_response()
+            HttpFailure::from(Failure::internal()).correlated(&id)
         }
     }
 }

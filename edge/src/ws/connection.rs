@@ -59,13 +59,15 @@ pub(super) struct Connection<S> {
     seat: Option<Seat>,
     link: Box<Link>,
     /// A stream that comes up in place of one that was lost. Frames are read meanwhile, as far as there is room for them.
-    reopening: Option<Pin<Box<dyn Future<Output = Result<Stream, Failure>> + Send>>>,
+    reopening: Option<Waiting<Result<Stream, Failure>>>,
     /// What has to be waited for before the next frame is read: a stream that comes up, or a token that is verified.
-    busy: Option<Pin<Box<dyn Future<Output = Done> + Send>>>,
+    busy: Option<Waiting<Done>>,
     /// The client is to be told about its token once it has `opened`.
     warning_due: bool,
     draining: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
+
+type Waiting<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// What `busy` was for.
 enum Done {

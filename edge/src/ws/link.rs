@@ -1,7 +1,10 @@
 //! What ties a connection to core: the stream, what the client was given through it, what core has not answered. Enough to go
 //! on with another stream where this one ended, so that the client sees no second `opened`, no hole and no double.
 
-use std::task::{Context, Poll};
+use std::{
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use chatbox_proto::{
@@ -40,9 +43,14 @@ pub(super) struct Link {
     rate: Rate,
     /// Something has come since this was last asked.
     alive: bool,
-    /// Streams opened again since the last sign that one of them works.
+    /// Streams opened again since one of them brought something, or lived for a while.
     tries: u32,
+    /// When this one came up.
+    since: Instant,
 }
+
+/// A stream that lives for so long is one that works, however quiet.
+const STEADY: Duration = Duration::from_secs(10);
 
 struct Opening {
     request_id: String,
@@ -100,9 +108,10 @@ impl Link {
             position: None,
             reopens: !config.core.reopen_timeout.is_zero(),
             pace: Bucket::new(now),
-            rate: Rate::new(config.limits.frames_per_second, std::time::Duration::from_secs(1)),
+            rate: Rate::new(config.limits.frames_per_second, Duration::from_secs(1)),
             alive: false,
             tries: 0,
+            since: now,
         }
     }
 
@@ -120,6 +129,7 @@ impl Link {
 
     fn install(&mut self, stream: Stream, now: Instant) {
         self.stream = Some(stream);
+        self.since = now;
         self.pace = Bucket::new(now);
         // The open frame.
         let _ = self.pace.take(self.rate, now);
@@ -173,7 +183,7 @@ impl Link {
             (None, Some(opening)) => (opening.bytes.clone(), false),
             (None, None) => return None,
         };
-        self.tries += 1;
+        self.tries = if self.since.elapsed() >= STEADY { 1 } else { self.tries + 1 };
         let unknown = self.unanswered.lost();
         if let (false, Some(opening)) = (resumes, &self.opening) {
             // It is the first frame of the new stream, not one of those that follow.
@@ -260,10 +270,7 @@ impl Link {
             // The client need not know: it is another core that will go on.
             Event::GoingAway { .. } if self.can_reopen() => Next::Ended(Err(core_unavailable())),
             Event::GoingAway { close_code: code } => closes_with(code, payload),
-            Event::Other => {
-                self.tries = 0;
-                Next::Pass(payload)
-            }
+            Event::Other => Next::Pass(payload),
         }
     }
 

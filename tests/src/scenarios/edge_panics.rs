@@ -105,8 +105,7 @@ async fn a_panic_is_one_500_or_one_1011_and_nobody_else_notices() {
         panics.store(false, Ordering::Relaxed);
 
         assert_eq!(gauge(metrics, "chatbox_edge_panics_total").await.unwrap(), ((round + 1) * 2) as f64);
-        let said = format!("still here {round}");
-        steady.say(&said, &said).await.unwrap();
+        steady.say(&format!("still-here-{round}"), "still here").await.unwrap();
         steady.reply().await.unwrap();
     }
     edge.shutdown().await.unwrap();

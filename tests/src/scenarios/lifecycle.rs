@@ -1,5 +1,7 @@
 //! Starting and stopping: often, in one process, and with everything still going on.
 
+use std::time::Duration;
+
 use chatbox_proto::v1::{chat_request::Open, chat_response::ResumeVerdict};
 
 use crate::harness::{
@@ -63,7 +65,9 @@ async fn two_live_in_one_process_stopping_twice_is_once_and_a_failed_start_leave
 #[tokio::test]
 async fn a_client_resumes_after_core_was_restarted_without_loss_or_doubling() {
     for transport in Transport::ALL {
-        let mut stack = Stack::start(Setup::new().unwrap()).await.unwrap();
+        // Here it is the client that comes back.
+        let setup = Setup::new().unwrap().with(|setup| setup.edge.core.reopen_timeout = Duration::ZERO);
+        let mut stack = Stack::start(setup).await.unwrap();
         let mut before = stack.connect(transport, "alice").await.unwrap();
         let session_id = before.open(Open::default()).await.unwrap().session.unwrap().session_id;
         before.say("before", "one").await.unwrap();

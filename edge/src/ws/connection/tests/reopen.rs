@@ -201,10 +201,33 @@ async fn a_stream_that_leaves_entries_out_is_no_good() {
 async fn streams_that_bring_nothing_are_not_opened_for_ever() {
     let mut client = Client::connect_with(Dialect::Json, resuming(), &FakeCore::new()).await;
     client.live(5).await.fail(core_unavailable()).await;
+    let presence = chat_response::Event::Presence(Default::default());
     for _ in 0..8 {
-        client.resumed(5).await.fail(core_unavailable()).await;
+        let mut chat = client.resumed(5).await;
+        // Every stream begins with it.
+        chat.send(presence.clone()).await;
+        assert_eq!(client.event().await, presence);
+        chat.fail(core_unavailable()).await;
     }
     assert_eq!(client.closed_after_error().await.close_code, 4013);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quiet_stream_outlives_any_number_of_cores() {
+    let mut config = resuming();
+    // This client has no time to answer pings in.
+    config.socket.ping_interval = after(600);
+    let mut client = Client::connect_with(Dialect::Json, config, &FakeCore::new()).await;
+    let mut chat = client.live(5).await;
+    for _ in 0..20 {
+        tokio::time::advance(after(11)).await;
+        chat.send(heartbeat(5)).await;
+        assert_eq!(client.event().await, heartbeat(5));
+        chat.fail(core_unavailable()).await;
+        chat = client.resumed(5).await;
+    }
+    chat.send(entry(6)).await;
+    assert_eq!(client.event().await, entry(6));
 }
 
 #[tokio::test(start_paused = true)]

@@ -69,6 +69,7 @@ e2e: web test-build ## the page in a browser against the real binaries
 # What is measured is what is shipped: the bench is built without the other packages' test features, which the whole
 # workspace would bring, and so shares all dependencies with the binaries.
 bench: ## speed and memory, each figure beside its reference: ARGS='bridge --json --rounds 9'
+	@$(FETCH) mongod
 	$(CARGO) build $(SCOPE) --release --bins
 	$(CARGO) bench --locked --package chatbox-tests --bench figures -- $(ARGS)
 

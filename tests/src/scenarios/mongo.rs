@@ -122,3 +122,20 @@ async fn while_the_database_is_gone_nothing_is_acknowledged_and_afterwards_all_g
     assert_eq!(sent, ["before", "meanwhile", "meanwhile"]);
     pair.shutdown().await.unwrap();
 }
+
+#[tokio::test]
+async fn core_leaves_by_its_deadline_while_the_database_hangs() {
+    let mut set = ReplicaSet::start(1).await.unwrap();
+    let mut pair = Pair::start(settings(&set.uri("chatbox"))).await.unwrap();
+    let mut client = pair.connect(Transport::Grpc, "alice").await.unwrap();
+    client.open(Open::default()).await.unwrap();
+    client.say("m0", "before").await.unwrap();
+    client.reply().await.unwrap();
+    set.process(0).signal(Signal::STOP).unwrap();
+    let send = Send { client_message_id: "m1".to_owned(), text: "meanwhile".to_owned(), ..Send::default() };
+    client.send(Frame::Send(send)).await.unwrap();
+    // `drain.deadline`, and two seconds for a machine that does much else.
+    pair.process(Role::Core).terminate(Duration::from_secs(12)).await.unwrap();
+    assert!(!pair.process(Role::Core).log().contains("panicked"));
+    set.process(0).signal(Signal::CONT).unwrap();
+}

@@ -176,6 +176,40 @@ async fn heavy_a_primary_that_dies_and_one_that_hangs_lose_nothing_acknowledged(
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heavy_without_a_majority_nothing_is_acknowledged_and_nothing_is_read() {
+    let mut set = ReplicaSet::start(3).await.unwrap();
+    let store = open(set.uri("alone"), Duration::from_secs(3)).await;
+    let id = session(&store).await;
+    assert_eq!(store.append(append(id, 0)).await.unwrap(), Appended::Done(1));
+    let primary = set.primary(None).await.unwrap();
+    let others: Vec<usize> = (0..3).filter(|number| *number != primary).collect();
+    for &number in &others {
+        set.process(number).signal(Signal::STOP).unwrap();
+    }
+    let lonely = append(id, 1);
+    let append_id = lonely.append_id;
+    let (appended, head, read) = tokio::join!(store.append(lonely), store.head(id), store.read_after(id, 0, 10));
+    let kind = appended.unwrap_err().kind();
+    assert!(matches!(kind, StoreErrorKind::OutcomeUnknown | StoreErrorKind::Unavailable), "{kind:?}");
+    // The primary itself would have answered.
+    assert_eq!(head.unwrap_err().kind(), StoreErrorKind::Unavailable);
+    assert_eq!(read.unwrap_err().kind(), StoreErrorKind::Unavailable);
+    store.find_append(id, append_id).await.unwrap_err();
+    for &number in &others {
+        set.process(number).signal(Signal::CONT).unwrap();
+    }
+    set.settled().await.unwrap();
+    let look = || async { store.find_append(id, append_id).await.ok() };
+    let outcome = wait_for("the outcome", Duration::from_secs(60), look).await.unwrap();
+    assert!(outcome.is_none_or(|head| head == 2 && kind == StoreErrorKind::OutcomeUnknown), "{kind:?}: {outcome:?}");
+    let head = outcome.unwrap_or(1);
+    assert_eq!(store.head(id).await.unwrap(), head);
+    assert_eq!(store.append(append(id, head)).await.unwrap(), Appended::Done(head + 1));
+    assert_eq!(store.read_after(id, 0, 10).await.unwrap().len() as u64, head + 1);
+    store.close().await;
+}
+
 /// A store whose way to the server misbehaves, and one whose way does not.
 async fn through_proxy(set: &ReplicaSet) -> (Proxy, Arc<MongoStore>, Arc<MongoStore>) {
     let proxy = Proxy::start(set.address(0)).await.unwrap();

@@ -24,7 +24,10 @@ use super::{
     fault::Fault,
     schema,
 };
-use crate::store::{Append, AppendId, Derived, ReplyRow};
+use crate::{
+    domain::entry::Seq,
+    store::{Append, AppendId, Derived, ReplyRow},
+};
 
 /// Pieces that may wait; whoever brings more waits.
 const QUEUE: usize = 4096;
@@ -39,8 +42,8 @@ enum Piece {
     /// Replaces an older state.
     Derived(SessionId, Derived),
     FreeSlot(SessionId),
-    /// A mark that this append made ahead, for nothing.
-    Withdraw(SessionId, AppendId),
+    /// A mark that this append made ahead, for nothing; it stays until the folded state has come this far.
+    Withdraw(SessionId, AppendId, Seq),
     ReplyStarted(ReplyRow),
     ReplyFinished(MessageId),
     /// Answered when all before it is written.
@@ -83,10 +86,11 @@ impl Companions {
         self.put(Piece::FreeSlot(id)).await;
     }
 
-    /// Takes back what was marked ahead for an append that was not written.
-    pub(super) async fn withdraw(&self, append: &Append) {
+    /// Takes back what was marked ahead for an append that was not written. `rival` is the last entry of whoever has its
+    /// place, 0 for nobody.
+    pub(super) async fn withdraw(&self, append: &Append, rival: Seq) {
         if append.derived.unfinished {
-            self.put(Piece::Withdraw(append.session_id, append.append_id)).await;
+            self.put(Piece::Withdraw(append.session_id, append.append_id, rival)).await;
         }
     }
 
@@ -193,7 +197,7 @@ impl CompanionTask {
 struct Group {
     derived: HashMap<SessionId, Derived>,
     freed: Vec<SessionId>,
-    withdrawn: Vec<(SessionId, AppendId)>,
+    withdrawn: Vec<(SessionId, AppendId, Seq)>,
     /// `None`: it has finished.
     replies: BTreeMap<MessageId, Option<ReplyRow>>,
 }
@@ -208,7 +212,7 @@ impl Group {
                 }
             }
             Piece::FreeSlot(id) => self.freed.push(id),
-            Piece::Withdraw(id, append) => self.withdrawn.push((id, append)),
+            Piece::Withdraw(id, append, rival) => self.withdrawn.push((id, append, rival)),
             Piece::ReplyStarted(row) => {
                 self.replies.insert(row.message_id, Some(row));
             }
@@ -222,12 +226,6 @@ impl Group {
 
     fn session_updates(&self) -> Vec<Document> {
         let mut updates = Vec::new();
-        for (id, append) in &self.withdrawn {
-            updates.push(doc! {
-                "q": { "_id": binary(id.as_bytes()), "intent": binary(append) },
-                "u": { "$set": { "unfinished": false }, "$unset": { "intent": "" } },
-            });
-        }
         for id in &self.freed {
             updates.push(doc! {
                 "q": { "_id": binary(id.as_bytes()), "slot": { "$exists": true } },
@@ -237,7 +235,13 @@ impl Group {
         for (id, derived) in &self.derived {
             updates.push(doc! {
                 "q": { "_id": binary(id.as_bytes()), "applied": { "$lt": number(derived.applied_seq) } },
-                "u": { "$set": document::derived(*id, derived), "$unset": { "intent": "" } },
+                "u": document::replacement(*id, derived),
+            });
+        }
+        for (id, append, rival) in &self.withdrawn {
+            updates.push(doc! {
+                "q": { "_id": binary(id.as_bytes()), "intent.append": binary(append) },
+                "u": document::withdrawal(*rival),
             });
         }
         updates

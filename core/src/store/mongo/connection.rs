@@ -1,13 +1,11 @@
-//! The way to the servers: how the driver is set up, whom it may talk to, and reads at the two levels that are used.
+//! The way to the servers: how the driver is set up, whom it may talk to, and the collections.
 
 use std::time::Duration;
 
 use mongodb::{
     Client, ClientSession, Collection, Database,
-    bson::{Document, RawDocumentBuf, doc},
-    options::{
-        Acknowledgment, ClientOptions, FindOptions, ReadConcern, ReadPreference, SelectionCriteria, WriteConcern,
-    },
+    bson::{RawDocumentBuf, doc},
+    options::{Acknowledgment, ClientOptions, ReadConcern, ReadPreference, SelectionCriteria, WriteConcern},
 };
 
 use super::{MongoOptions, fault::Fault, schema};
@@ -21,25 +19,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const HEARTBEAT: Duration = Duration::from_secs(2);
 
 pub(super) type Documents = Collection<RawDocumentBuf>;
-
-/// How certain a read is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Level {
-    /// What a majority has, possibly behind it for a moment after a failover.
-    Majority,
-    /// All that was acknowledged before the call began, by whomever: the primary shows that it still is one. What it finds
-    /// is held by a majority when it answers. Costs about as much as a write.
-    Linearizable,
-}
-
-impl Level {
-    fn concern(self) -> ReadConcern {
-        match self {
-            Self::Majority => ReadConcern::majority(),
-            Self::Linearizable => ReadConcern::linearizable(),
-        }
-    }
-}
 
 /// The collections.
 #[derive(Debug, Clone)]
@@ -93,34 +72,6 @@ impl Connection {
             return Ok(());
         }
         Err(Fault::Refused("the server is not part of a replica set; a set of one node will do".to_owned()))
-    }
-
-    /// The one document of a filter, or the first in an order.
-    pub(super) async fn one(
-        &self,
-        from: &Documents,
-        filter: Document,
-        fields: Document,
-        level: Level,
-    ) -> Result<Option<RawDocumentBuf>, Fault> {
-        let find = from.find_one(filter).projection(fields).read_concern(level.concern()).max_time(self.limit);
-        Ok(find.await?)
-    }
-
-    /// All documents of a filter in an order, with a limit in `options`.
-    pub(super) async fn many(
-        &self,
-        from: &Documents,
-        filter: Document,
-        options: FindOptions,
-    ) -> Result<Vec<RawDocumentBuf>, Fault> {
-        let find = from.find(filter).with_options(options).read_concern(ReadConcern::majority()).max_time(self.limit);
-        let mut cursor = find.await?;
-        let mut documents = Vec::new();
-        while cursor.advance().await? {
-            documents.push(cursor.current().to_owned());
-        }
-        Ok(documents)
     }
 
     /// A session in which each read sees at least what those before it saw.

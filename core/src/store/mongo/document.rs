@@ -6,7 +6,7 @@ use mongodb::bson::{Binary, Document, RawDocument, doc, spec::BinarySubtype};
 use super::fault::Fault;
 use crate::{
     domain::{entry::Seq, time::Timestamp},
-    store::{Derived, Header, KeyedHash, LogDocument, MessageKey, ReplyLease, ReplyRow},
+    store::{Append, Derived, Header, KeyedHash, LogDocument, MessageKey, ReplyLease, ReplyRow},
 };
 
 /// A message key's content hash, message id and number, one after the other.
@@ -67,6 +67,33 @@ pub(super) fn derived(id: SessionId, derived: &Derived) -> Document {
         "ended": derived.ended,
         "unfinished": derived.unfinished,
     }
+}
+
+/// Replaces the folded state. A mark made ahead of an append beyond it stays: see [`announced`].
+pub(super) fn replacement(id: SessionId, new: &Derived) -> Vec<Document> {
+    let mut fields = derived(id, new);
+    let beyond = doc! { "$gt": ["$intent.at", number(new.applied_seq)] };
+    for field in ["marked", "intent"] {
+        fields.insert(field, doc! { "$cond": [beyond.clone(), format!("${field}"), "$$REMOVE"] });
+    }
+    vec![doc! { "$set": fields }]
+}
+
+/// Marks a session that an append leaves unfinished, beside the append, ahead of the folded state that will say so. The
+/// mark names the append and its last entry, and goes when the folded state has come that far.
+pub(super) fn announced(append: &Append) -> Document {
+    let at = append.expected_head + u64::from(append.count);
+    doc! { "$set": { "marked": true, "intent": { "append": binary(&append.append_id), "at": number(at) } } }
+}
+
+/// Takes a mark back whose append was not written: at once, or when the folded state has come as far as its rival, which
+/// may have left the session unfinished and overwritten its mark.
+pub(super) fn withdrawal(until: Seq) -> Vec<Document> {
+    let passed = doc! { "$gte": ["$applied", number(until)] };
+    vec![doc! { "$set": {
+        "marked": { "$cond": [passed.clone(), "$$REMOVE", "$marked"] },
+        "intent": { "$cond": [passed, "$$REMOVE", { "append": "$intent.append", "at": number(until) }] },
+    } }]
 }
 
 pub(super) fn header(document: &RawDocument) -> Result<Header, Fault> {

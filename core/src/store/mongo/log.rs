@@ -12,9 +12,9 @@ use tokio::time::sleep;
 
 use super::{
     Shared,
-    connection::Level,
     document::{self, binary, number},
     fault::Fault,
+    reading::{Level, fields},
     writer::Written,
 };
 use crate::{
@@ -47,8 +47,8 @@ pub(super) async fn fits(shared: &Shared, append: &Append) -> Result<bool, Fault
     }
     let fits = if head == 0 {
         let filter = doc! { "_id": binary(id.as_bytes()) };
-        let fields = doc! { "_id": 1 };
-        shared.connection.one(&shared.connection.sessions, filter, fields, Level::Linearizable).await?.is_some()
+        let options = fields(doc! { "_id": 1 });
+        shared.one(&shared.connection.sessions, filter, options, Level::Current).await?.is_some()
     } else {
         let filter = doc! { "session": binary(id.as_bytes()), "first": { "$lte": number(head) } };
         last_of(shared, filter).await? == Some(head)
@@ -73,9 +73,6 @@ pub(super) async fn append(shared: &Shared, append: Append) -> Result<Appended, 
             Written::Duplicate => rival(shared, &append).await?,
         };
         if let Some(verdict) = verdict {
-            if verdict == Appended::Conflict {
-                shared.companions.withdraw(&append).await;
-            }
             return Ok(verdict);
         }
         sleep(pause).await;
@@ -110,17 +107,18 @@ fn stored(append: &Append) -> RawDocumentBuf {
     document
 }
 
-/// What stood in the way: the server's word for a duplicate does not say it. Each read waits until a majority has what it
-/// found. `None`: nothing stands there any more.
+/// What stood in the way: the server's word for a duplicate does not say it. What it was is held by a majority when
+/// the barrier before a read is. `None`: nothing stands there any more.
 async fn rival(shared: &Shared, append: &Append) -> Result<Option<Appended>, Fault> {
     let log = &shared.connection.log;
     let session = binary(append.session_id.as_bytes());
-    let fields = doc! { "_id": 1, "last": 1 };
+    let wanted = || fields(doc! { "_id": 1, "last": 1 });
     let place = doc! { "session": session.clone(), "first": number(append.expected_head + 1) };
-    if let Some(found) = shared.connection.one(log, place, fields.clone(), Level::Linearizable).await? {
+    if let Some(found) = shared.one(log, place, wanted(), Level::Current).await? {
         let last = document::seq(&found, "last")?;
         shared.ends.raise(append.session_id, last);
         if document::id(&found, "_id")? != append.append_id {
+            shared.companions.withdraw(append, last).await;
             return Ok(Some(Appended::Conflict));
         }
         shared.companions.follow(append).await;
@@ -132,7 +130,8 @@ async fn rival(shared: &Shared, append: &Append) -> Result<Option<Appended>, Fau
         others.push(doc! { "session": session, "keys": { "$in": keys } });
     }
     for other in others {
-        if shared.connection.one(log, other, fields.clone(), Level::Linearizable).await?.is_some() {
+        if shared.one(log, other, wanted(), Level::Current).await?.is_some() {
+            shared.companions.withdraw(append, 0).await;
             return Ok(Some(Appended::Conflict));
         }
     }
@@ -144,8 +143,8 @@ async fn rival(shared: &Shared, append: &Append) -> Result<Option<Appended>, Fau
 pub(super) async fn find_append(shared: &Shared, id: SessionId, append_id: AppendId) -> Result<Option<Seq>, Fault> {
     let log = &shared.connection.log;
     for _ in 0..LOOKS {
-        let fields = doc! { "session": 1, "last": 1 };
-        let found = shared.connection.one(log, doc! { "_id": binary(&append_id) }, fields, Level::Linearizable).await?;
+        let wanted = fields(doc! { "session": 1, "last": 1 });
+        let found = shared.one(log, doc! { "_id": binary(&append_id) }, wanted, Level::Current).await?;
         if let Some(found) = found {
             if document::id(&found, "session")? != *id.as_bytes() {
                 return Ok(None);
@@ -157,22 +156,22 @@ pub(super) async fn find_append(shared: &Shared, id: SessionId, append_id: Appen
             }
             return Ok(Some(last));
         }
-        let barrier = doc! {
+        let stand_in = doc! {
             "_id": binary(&append_id),
             // Its own session, so that it is nobody's entry and takes nobody's place.
             "session": binary(&append_id),
             "first": 0_i64,
             "last": 0_i64,
         };
-        let barrier = RawDocumentBuf::try_from(barrier).map_err(|_| Fault::Misuse("a barrier"))?;
-        match log.insert_one(barrier).await.map_err(Fault::from) {
+        let stand_in = RawDocumentBuf::try_from(stand_in).map_err(|_| Fault::Misuse("a stand-in"))?;
+        match log.insert_one(stand_in).await.map_err(Fault::from) {
             Ok(_) => {
                 if let Some(append) = shared.writer.take_parked(append_id) {
-                    shared.companions.withdraw(&append).await;
+                    shared.companions.withdraw(&append, 0).await;
                 }
                 return Ok(None);
             }
-            // It, or another barrier, came into being meanwhile.
+            // It, or another stand-in, came into being meanwhile.
             Err(fault) if fault.is_duplicate() => {}
             Err(fault) => return Err(fault),
         }
@@ -182,8 +181,8 @@ pub(super) async fn find_append(shared: &Shared, id: SessionId, append_id: Appen
 
 pub(super) async fn find_message(shared: &Shared, id: SessionId, key: KeyedHash) -> Result<Option<MessageKey>, Fault> {
     let filter = doc! { "session": binary(id.as_bytes()), "keys": binary(&key) };
-    let fields = doc! { "keys": 1, "messages": 1 };
-    let found = shared.connection.one(&shared.connection.log, filter, fields, Level::Linearizable).await?;
+    let wanted = fields(doc! { "keys": 1, "messages": 1 });
+    let found = shared.one(&shared.connection.log, filter, wanted, Level::Current).await?;
     found.map(|found| document::message(&found, key)).transpose()
 }
 
@@ -197,8 +196,8 @@ pub(super) async fn head(shared: &Shared, id: SessionId) -> Result<Seq, Fault> {
 
 /// The end of the last of these documents, which are of one session.
 async fn last_of(shared: &Shared, filter: Document) -> Result<Option<Seq>, Fault> {
-    let find = shared.connection.log.find_one(filter).sort(doc! { "first": -1 }).projection(doc! { "last": 1 });
-    let found = find.read_concern(ReadConcern::linearizable()).max_time(shared.connection.limit).await?;
+    let options = FindOptions::builder().sort(doc! { "first": -1 }).projection(doc! { "last": 1 }).build();
+    let found = shared.one(&shared.connection.log, filter, options, Level::Current).await?;
     found.map(|found| document::seq(&found, "last")).transpose()
 }
 
@@ -210,10 +209,12 @@ pub(super) async fn heads(shared: &Shared, ids: &[SessionId]) -> Result<Vec<(Ses
         doc! { "$sort": { "session": -1, "first": -1 } },
         doc! { "$group": { "_id": "$session", "last": { "$first": "$last" } } },
     ];
+    let mut session = shared.session(Level::Current).await?;
     let aggregate = shared.connection.log.aggregate(pipeline).max_time(shared.connection.limit);
-    let mut cursor = aggregate.read_concern(ReadConcern::linearizable()).with_type::<RawDocumentBuf>().await?;
+    let aggregate = aggregate.read_concern(ReadConcern::majority()).with_type::<RawDocumentBuf>();
+    let mut cursor = aggregate.session(&mut session).await?;
     let mut heads = Vec::with_capacity(ids.len());
-    while cursor.advance().await? {
+    while cursor.advance(&mut session).await? {
         let id = SessionId::from_bytes(document::id(cursor.current(), "_id")?);
         heads.push((id, document::seq(cursor.current(), "last")?));
     }
@@ -223,9 +224,9 @@ pub(super) async fn heads(shared: &Shared, ids: &[SessionId]) -> Result<Vec<(Ses
         .map(|id| binary(id.as_bytes()).into())
         .collect();
     if !empty.is_empty() {
-        let options = FindOptions::builder().projection(doc! { "_id": 1 }).build();
         let filter = doc! { "_id": { "$in": empty } };
-        for session in shared.connection.many(&shared.connection.sessions, filter, options).await? {
+        let options = fields(doc! { "_id": 1 });
+        for session in shared.many(&shared.connection.sessions, filter, options, Level::Majority).await? {
             heads.push((SessionId::from_bytes(document::id(&session, "_id")?), 0));
         }
     }
@@ -240,14 +241,13 @@ pub(super) async fn read_after(
 ) -> Result<Vec<LogDocument>, Fault> {
     let log = &shared.connection.log;
     let session = binary(id.as_bytes());
-    // The first read shows that the primary is one, and where to begin; the second sees at least as much.
-    let mut causal = shared.connection.causal().await?;
+    let mut causal = shared.session(Level::Current).await?;
     let wanted = number(after.saturating_add(1));
     let begin = log
         .find_one(doc! { "session": session.clone(), "first": { "$lte": wanted } })
         .sort(doc! { "first": -1 })
         .projection(doc! { "first": 1, "last": 1 })
-        .read_concern(ReadConcern::linearizable())
+        .read_concern(ReadConcern::majority())
         .max_time(shared.connection.limit)
         .session(&mut causal)
         .await?;
@@ -276,7 +276,7 @@ pub(super) async fn read_before(
     before: Seq,
     limit: u32,
 ) -> Result<Vec<LogDocument>, Fault> {
-    let mut session = shared.connection.causal().await?;
+    let mut session = shared.session(Level::Majority).await?;
     let find = shared
         .connection
         .log

@@ -5,9 +5,9 @@ use mongodb::bson::{Bson, doc};
 
 use super::{
     Shared,
-    connection::Level,
     document::{self, binary, number},
     fault::Fault,
+    reading::{Level, fields},
 };
 use crate::{domain::entry::Seq, store::MAX_READ_MARKS};
 
@@ -33,8 +33,8 @@ pub(super) async fn mark_read(shared: &Shared, id: SessionId, user_id: &str, seq
 
 pub(super) async fn read_marks(shared: &Shared, id: SessionId) -> Result<Vec<(String, Seq)>, Fault> {
     const WRONG: Fault = Fault::Corrupt("marks");
-    let (filter, fields) = (doc! { "_id": binary(id.as_bytes()) }, doc! { "marks": 1 });
-    let found = shared.connection.one(&shared.connection.sessions, filter, fields, Level::Majority).await?;
+    let filter = doc! { "_id": binary(id.as_bytes()) };
+    let found = shared.one(&shared.connection.sessions, filter, fields(doc! { "marks": 1 }), Level::Majority).await?;
     let mut marks = Vec::new();
     let Some(found) = found.filter(|found| matches!(found.get("marks"), Ok(Some(_)))) else { return Ok(marks) };
     for mark in found.get_array("marks").map_err(|_| WRONG)? {
@@ -46,8 +46,8 @@ pub(super) async fn read_marks(shared: &Shared, id: SessionId) -> Result<Vec<(St
 }
 
 pub(super) async fn value(shared: &Shared, name: &str) -> Result<Option<Vec<u8>>, Fault> {
-    let (filter, fields) = (doc! { "_id": name }, doc! { "value": 1 });
-    let found = shared.connection.one(&shared.connection.values, filter, fields, Level::Linearizable).await?;
+    let wanted = fields(doc! { "value": 1 });
+    let found = shared.one(&shared.connection.values, doc! { "_id": name }, wanted, Level::Current).await?;
     found.map(|found| document::bytes(&found, "value").map(<[u8]>::to_vec)).transpose()
 }
 

@@ -8,13 +8,13 @@
 //!   key (session, key). An append is only tried at a head that is the end of a durable document, or 0 for a session that
 //!   exists. Documents are never changed or removed, so an end stays an end, and what follows it can begin at one place only:
 //!   whoever gets it has appended at the head, and the numbers have no gaps.
-//! - **Acknowledged is what a majority has in its journals.** Reads of heads and of what decides are linearizable (the
-//!   primary shows that it still is one, and what it found is held by a majority), others majority; all from the primary. So
-//!   no head ever steps back, failover or not.
-//! - **A duplicate is not interpreted.** The place, the id and the keys are read again, linearizable, which waits until a
-//!   majority has the rival. When nothing is found there any more, the append is tried again.
-//! - **An unknown outcome is resolved for good** by a barrier: [`find_append`](SessionStore::find_append) puts a document
-//!   with the attempt's id in its place. Whether it is the attempt or the barrier that is there, a majority has it, `_id` is
+//! - **Acknowledged is what a majority has in its journals.** Nothing else is ever read, and from the primary alone. Reads of
+//!   heads and of what decides wait for a `barrier`, after which they see all that was acknowledged before they began, by
+//!   whichever core: no head ever steps back, failover or not.
+//! - **A duplicate is not interpreted.** The place, the id and the keys are read again after a barrier, which a majority has
+//!   only when it has the rival. When nothing is found there any more, the append is tried again.
+//! - **An unknown outcome is resolved for good** by a stand-in: [`find_append`](SessionStore::find_append) puts a document
+//!   with the attempt's id in its place. Whether it is the attempt or the stand-in that is there, a majority has it, `_id` is
 //!   unique, and the other one can only fail, on this primary or the next, however late it arrives: also out of our own
 //!   queue, out of a stopped server's socket, or tried again by the driver.
 //! - **A slot is free when the end is in the log.** The header's field is a copy that follows; whoever needs a slot, or
@@ -22,6 +22,7 @@
 //! - **Companions follow** the answer in one task's order; reads in this process that could miss them wait for it. Only
 //!   that a session needs looking after is written beside the append, so that a crash in between does not hide it.
 
+mod barrier;
 mod companions;
 mod connection;
 mod document;
@@ -29,6 +30,7 @@ mod ends;
 mod fault;
 mod log;
 mod marks;
+mod reading;
 mod replies;
 mod schema;
 mod sessions;
@@ -53,10 +55,12 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
+    barrier::Barrier,
     companions::Companions,
-    connection::{Connection, Level},
+    connection::Connection,
     ends::Ends,
     fault::{Access, Fault},
+    reading::Level,
     writer::Writer,
 };
 use super::{
@@ -92,6 +96,7 @@ struct Shared {
     connection: Connection,
     writer: Writer,
     companions: Companions,
+    barrier: Barrier,
     ends: Arc<Ends>,
 }
 
@@ -118,7 +123,9 @@ impl MongoStore {
         let (writer, writer_task) = Writer::new(connection.clone(), Arc::clone(&ends), companions.clone());
         tasks.spawn(cut.clone().run_until_cancelled_owned(writer_task.run()));
         tasks.spawn(cut.clone().run_until_cancelled_owned(companion_task.run()));
-        let shared = Shared { connection, writer, companions, ends };
+        let (barrier, barrier_task) = Barrier::new(&connection);
+        tasks.spawn(cut.clone().run_until_cancelled_owned(barrier_task.run()));
+        let shared = Shared { connection, writer, companions, barrier, ends };
         Ok(Self { shared, tasks, cut, closed: AtomicBool::new(false) })
     }
 
@@ -169,7 +176,7 @@ impl SessionStore for MongoStore {
     }
 
     async fn session(&self, id: SessionId) -> Result<Option<Header>, StoreError> {
-        self.settled("session", Access::Read, sessions::by_id(&self.shared, id, Level::Linearizable)).await
+        self.settled("session", Access::Read, sessions::by_id(&self.shared, id, Level::Current)).await
     }
 
     async fn active_session(&self, owner: &str) -> Result<Option<Header>, StoreError> {
@@ -305,15 +312,16 @@ impl SessionStore for MongoStore {
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        // A read that the primary answers only while a majority follows it: then writes are served as well.
+        // With a small write, which the primary answers only while a majority follows it.
         let ask = async { marks::value(&self.shared, "").await.map(drop) };
         self.call("ping", Access::Read, ask).await
     }
 
     async fn close(&self) {
         self.closed.store(true, Ordering::Release);
+        // The tasks end one after the other: the one that appends has companions to bring until then.
         self.shared.writer.close();
-        self.shared.companions.close();
+        self.shared.barrier.close();
         self.tasks.close();
         // One write may be in flight and one group behind it; without a server nothing more would come of it.
         if timeout(self.shared.connection.limit * 2, self.tasks.wait()).await.is_err() {

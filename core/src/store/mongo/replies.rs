@@ -10,13 +10,14 @@ use super::{
     Shared,
     document::{self, binary, number},
     fault::Fault,
+    reading::Level,
 };
 use crate::store::{BootId, ReplyLease, ReplyRow};
 
 pub(super) async fn latest(shared: &Shared, session_id: SessionId) -> Result<Option<ReplyRow>, Fault> {
     let options = FindOptions::builder().sort(doc! { "started": -1 }).limit(1).build();
     let filter = doc! { "session": binary(session_id.as_bytes()) };
-    let found = shared.connection.many(&shared.connection.replies, filter, options).await?;
+    let found = shared.many(&shared.connection.replies, filter, options, Level::Majority).await?;
     found.first().map(|found| document::reply(found)).transpose()
 }
 
@@ -27,7 +28,7 @@ pub(super) async fn leases(shared: &Shared, after: Option<MessageId>, limit: u32
     }
     let fields = doc! { "session": 1, "boot": 1, "renewals": 1 };
     let options = FindOptions::builder().sort(doc! { "_id": 1 }).limit(i64::from(limit)).projection(fields).build();
-    let found = shared.connection.many(&shared.connection.replies, filter, options).await?;
+    let found = shared.many(&shared.connection.replies, filter, options, Level::Majority).await?;
     found.iter().map(|found| document::lease(found)).collect()
 }
 

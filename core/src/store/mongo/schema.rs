@@ -12,6 +12,8 @@ pub(super) const LOG: &str = "log";
 pub(super) const REPLIES: &str = "replies";
 /// Small values of the installation.
 pub(super) const VALUES: &str = "installation";
+/// Written to by those who read.
+pub(super) const BARRIERS: &str = "barriers";
 /// Holds the version.
 const SCHEMA: &str = "schema";
 
@@ -65,6 +67,7 @@ async fn first_step(connection: &Connection) -> Result<(), Fault> {
             doc! { "unfinished": 1, "_id": 1 },
             doc! { "partialFilterExpression": { "unfinished": true } },
         ),
+        index("marked", doc! { "marked": 1, "_id": 1 }, doc! { "partialFilterExpression": { "marked": true } }),
     ];
     let log = vec![
         index("place", doc! { "session": 1, "first": 1 }, doc! { "unique": true }),

@@ -1,6 +1,9 @@
 //! Headers: their slots, their lists, their folded state and their keys.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 use chatbox_proto::ids::SessionId;
 use mongodb::{
@@ -11,9 +14,9 @@ use tokio::time::sleep;
 
 use super::{
     Shared,
-    connection::Level,
     document::{self, binary, number},
     fault::Fault,
+    reading::{Level, fields},
 };
 use crate::{
     domain::entry::Seq,
@@ -25,8 +28,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// All of a header but the read marks, which are kept in the same document.
-fn header_fields() -> Document {
-    doc! { "marks": 0 }
+fn header_fields() -> FindOptions {
+    fields(doc! { "marks": 0 })
 }
 
 pub(super) async fn create(shared: &Shared, new: NewSession) -> Result<Created, Fault> {
@@ -47,7 +50,7 @@ pub(super) async fn create(shared: &Shared, new: NewSession) -> Result<Created, 
             Err(fault) if fault.is_duplicate() => {}
             Err(fault) => return Err(fault),
         }
-        level = Level::Linearizable;
+        level = Level::Current;
         if by_id(shared, new.id, level).await?.is_some() {
             return Err(Fault::Misuse("a session with this id exists"));
         }
@@ -79,10 +82,10 @@ async fn look(shared: &Shared, new: &NewSession, level: Level) -> Result<Look, F
         }
         let Some((lowest, _)) = taken.first() else { continue };
         // The call itself may have made that session meanwhile.
-        if let Some(earlier) = earlier_call(shared, new, Level::Linearizable).await? {
+        if let Some(earlier) = earlier_call(shared, new, Level::Current).await? {
             return Ok(Look::Answer(earlier));
         }
-        let header = by_id(shared, *lowest, Level::Linearizable).await?;
+        let header = by_id(shared, *lowest, Level::Current).await?;
         if let Some(header) = header.filter(|header| header.slot.is_some()) {
             return Ok(Look::Answer(Created::SlotTaken(header)));
         }
@@ -112,7 +115,7 @@ fn stored(new: &NewSession, slot: Option<u32>) -> Result<(RawDocumentBuf, Header
 async fn earlier_call(shared: &Shared, new: &NewSession, level: Level) -> Result<Option<Created>, Fault> {
     let Some(RequestKey { id, content }) = &new.request else { return Ok(None) };
     let filter = doc! { "owner": &new.owner, "request": binary(id) };
-    let found = shared.connection.one(&shared.connection.sessions, filter, header_fields(), level).await?;
+    let found = shared.one(&shared.connection.sessions, filter, header_fields(), level).await?;
     let Some(found) = found else { return Ok(None) };
     if document::id(&found, "content")? != *content {
         return Ok(Some(Created::RequestReused));
@@ -128,7 +131,7 @@ async fn taken_slots(shared: &Shared, owner: &str) -> Result<Vec<(SessionId, u32
     let filter = doc! { "owner": owner, "slot": { "$exists": true } };
     let options = FindOptions::builder().sort(doc! { "slot": 1 }).projection(doc! { "slot": 1 }).build();
     let mut taken = Vec::new();
-    for held in shared.connection.many(&shared.connection.sessions, filter, options).await? {
+    for held in shared.many(&shared.connection.sessions, filter, options, Level::Majority).await? {
         let slot = u32::try_from(document::seq(&held, "slot")?).map_err(|_| Fault::Corrupt("slot"))?;
         taken.push((SessionId::from_bytes(document::id(&held, "_id")?), slot));
     }
@@ -148,8 +151,8 @@ async fn ended(shared: &Shared, ids: impl Iterator<Item = SessionId>) -> Result<
         return Ok(HashSet::new());
     }
     let filter = doc! { "session": { "$in": among }, "ends": true };
-    let options = FindOptions::builder().projection(doc! { "session": 1 }).build();
-    let found = shared.connection.many(&shared.connection.log, filter, options).await?;
+    let options = fields(doc! { "session": 1 });
+    let found = shared.many(&shared.connection.log, filter, options, Level::Majority).await?;
     found.iter().map(|found| document::id(found, "session").map(SessionId::from_bytes)).collect()
 }
 
@@ -165,7 +168,7 @@ async fn hide_freed_slots(shared: &Shared, headers: &mut [Header]) -> Result<(),
 
 pub(super) async fn by_id(shared: &Shared, id: SessionId, level: Level) -> Result<Option<Header>, Fault> {
     let filter = doc! { "_id": binary(id.as_bytes()) };
-    let found = shared.connection.one(&shared.connection.sessions, filter, header_fields(), level).await?;
+    let found = shared.one(&shared.connection.sessions, filter, header_fields(), level).await?;
     let Some(found) = found else { return Ok(None) };
     let mut headers = vec![document::header(&found)?];
     hide_freed_slots(shared, &mut headers).await?;
@@ -184,12 +187,10 @@ pub(super) async fn list(shared: &Shared, query: SessionQuery) -> Result<Vec<Hea
     if let Some((time, id)) = query.after {
         filter.insert("order", doc! { "$lt": document::order(time, id) });
     }
-    let options = FindOptions::builder()
-        .sort(doc! { "order": -1 })
-        .limit(i64::from(query.limit))
-        .projection(header_fields())
-        .build();
-    let found = shared.connection.many(&shared.connection.sessions, filter, options).await?;
+    let mut options = header_fields();
+    options.sort = Some(doc! { "order": -1 });
+    options.limit = Some(i64::from(query.limit));
+    let found = shared.many(&shared.connection.sessions, filter, options, Level::Majority).await?;
     let mut headers = found.iter().map(|found| document::header(found)).collect::<Result<Vec<_>, _>>()?;
     hide_freed_slots(shared, &mut headers).await?;
     Ok(headers)
@@ -205,7 +206,7 @@ pub(super) async fn replace_expected(
         return Ok(false);
     }
     let filter = doc! { "_id": binary(id.as_bytes()), "applied": number(expected) };
-    let update = doc! { "$set": document::derived(id, derived), "$unset": { "intent": "" } };
+    let update = document::replacement(id, derived);
     Ok(shared.connection.sessions.update_one(filter, update).await?.matched_count > 0)
 }
 
@@ -214,13 +215,15 @@ pub(super) async fn unfinished(
     after: Option<SessionId>,
     limit: u32,
 ) -> Result<Vec<(SessionId, Seq)>, Fault> {
-    let mut filter = doc! { "unfinished": true };
-    walk(&mut filter, after);
-    let found = page(shared, filter, limit, doc! { "applied": 1 }).await?;
-    let read = |found: &RawDocumentBuf| -> Result<_, Fault> {
-        Ok((SessionId::from_bytes(document::id(found, "_id")?), document::seq(found, "applied")?))
-    };
-    found.iter().map(read).collect()
+    let mut all = BTreeMap::new();
+    // By their folded states, and those whose folded states are behind.
+    for mut filter in [doc! { "unfinished": true }, doc! { "marked": true }] {
+        walk(&mut filter, after);
+        for found in page(shared, filter, limit, doc! { "applied": 1 }).await? {
+            all.insert(SessionId::from_bytes(document::id(&found, "_id")?), document::seq(&found, "applied")?);
+        }
+    }
+    Ok(all.into_iter().take(limit as usize).collect())
 }
 
 pub(super) async fn keys(
@@ -243,9 +246,9 @@ fn walk(filter: &mut Document, after: Option<SessionId>) {
     }
 }
 
-async fn page(shared: &Shared, filter: Document, limit: u32, fields: Document) -> Result<Vec<RawDocumentBuf>, Fault> {
-    let options = FindOptions::builder().sort(doc! { "_id": 1 }).limit(i64::from(limit)).projection(fields).build();
-    shared.connection.many(&shared.connection.sessions, filter, options).await
+async fn page(shared: &Shared, filter: Document, limit: u32, wanted: Document) -> Result<Vec<RawDocumentBuf>, Fault> {
+    let options = FindOptions::builder().sort(doc! { "_id": 1 }).limit(i64::from(limit)).projection(wanted).build();
+    shared.many(&shared.connection.sessions, filter, options, Level::Majority).await
 }
 
 pub(super) async fn replace_key(shared: &Shared, id: SessionId, expected: &[u8], new: &[u8]) -> Result<bool, Fault> {

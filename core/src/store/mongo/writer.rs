@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     companions::Companions,
     connection::Connection,
-    document::{binary, number},
+    document::{self, binary, number},
     ends::Ends,
     fault::{Access, Fault},
     schema,
@@ -138,6 +138,7 @@ impl WriterTask {
             answered = group.len();
             self.write(group).await;
         }
+        self.companions.close();
     }
 
     /// Takes all that is ready. Callers that the last group answered are about to bring their next append: when there were
@@ -205,14 +206,13 @@ impl WriterTask {
     }
 }
 
-/// Marks the session as unfinished, unless it is or was moved on. `intent` names who did it, see
-/// [`Companions::withdraw`].
+/// Marks the session, unless somebody has moved it on.
 fn announcement(append: &Append) -> Option<Document> {
     append.derived.unfinished.then(|| {
         let session = binary(append.session_id.as_bytes());
         doc! {
-            "q": { "_id": session, "unfinished": false, "applied": { "$lte": number(append.expected_head) } },
-            "u": { "$set": { "unfinished": true, "intent": binary(&append.append_id) } },
+            "q": { "_id": session, "applied": { "$lte": number(append.expected_head) } },
+            "u": document::announced(append),
         }
     })
 }

@@ -5,7 +5,7 @@ use mongodb::bson::doc;
 use super::*;
 use crate::{
     domain::time::Timestamp,
-    store::{Append, Appended, Created, Derived, Header, NewSession, SlotRule, mongo::document::binary},
+    store::{Append, Appended, Created, Derived, Header, MessageKey, NewSession, SlotRule, mongo::document::binary},
 };
 use chatbox_proto::ids::MessageId;
 
@@ -81,6 +81,36 @@ async fn a_session_that_needs_looking_after_is_found_although_its_folded_state_w
     let finished = append(id, 1);
     assert_eq!(fixture.store.append(finished).await.unwrap(), Appended::Done(2));
     assert_eq!(fixture.store.unfinished_sessions(None, 10).await.unwrap(), []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folded_state_that_comes_late_does_not_hide_that_a_later_append_left_the_session_unfinished() {
+    let fixture = MongoFixture::new().await;
+    let store = &*fixture.store;
+    let id = new_session(store).await.id;
+    append_and_die(&fixture, append(id, 0)).await;
+    append_and_die(&fixture, Append { derived: Derived { unfinished: true, ..derived(2) }, ..append(id, 1) }).await;
+    // That of the first append, which says that all is done.
+    assert!(store.replace_derived(id, 0, derived(1)).await.unwrap());
+    assert_eq!(store.unfinished_sessions(None, 10).await.unwrap(), [(id, 1)]);
+    assert!(store.replace_derived(id, 1, derived(2)).await.unwrap());
+    assert_eq!(store.unfinished_sessions(None, 10).await.unwrap(), []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_was_there_already_leaves_no_session_marked() {
+    let fixture = MongoFixture::new().await;
+    let (store, other) = (&*fixture.store, fixture.another().await);
+    let id = new_session(store).await.id;
+    let message_id = MessageId::generate();
+    let message = MessageKey { key: [1; 16], content: [2; 16], message_id, seq: 1 };
+    let first = Append { messages: vec![message.clone()], ..append(id, 0) };
+    assert_eq!(store.append(first).await.unwrap(), Appended::Done(1));
+    let again =
+        Append { messages: vec![message], derived: Derived { unfinished: true, ..derived(2) }, ..append(id, 1) };
+    assert_eq!(other.append(again).await.unwrap(), Appended::Conflict);
+    assert_eq!(other.unfinished_sessions(None, 10).await.unwrap(), []);
+    other.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -16,7 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     error::{SessionError, shutting_down},
-    link::Link,
+    link::{Link, is_cut_off},
     log::SessionLog,
     room::{Opening, Room, RoomHandle},
     sweep::Sweep,
@@ -31,6 +31,9 @@ use crate::{
 
 /// How often the heads of live sessions are compared with the store, in one read.
 const COMPARE_HEADS: Duration = Duration::from_secs(5);
+
+/// How often while other cores cannot be heard.
+const COMPARE_CUT_OFF: Duration = Duration::from_secs(1);
 
 /// After a loss they are compared after so long.
 const COMPARE_SOON: Duration = Duration::from_millis(50);
@@ -287,17 +290,25 @@ impl Directory {
     }
 
     async fn compare_heads(&self) {
-        let mut ticks = tokio::time::interval(COMPARE_HEADS);
+        let mut ticks = tokio::time::interval(COMPARE_CUT_OFF);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut compared = None;
         loop {
             tokio::select! {
-                _ = ticks.tick() => {}
+                _ = ticks.tick() => {
+                    // Half a tick early rather than half a tick late.
+                    let due = compared.is_none_or(|at: Instant| at.elapsed() + COMPARE_CUT_OFF / 2 >= COMPARE_HEADS);
+                    if !due && !is_cut_off(&*self.shared.bus) {
+                        continue;
+                    }
+                }
                 () = self.shared.compare_now.notified() => {
                     // What one loss has done to many rooms is found out by one read.
                     tokio::time::sleep(COMPARE_SOON).await;
                 }
             }
             let read_at = Instant::now();
+            compared = Some(read_at);
             let live: Vec<SessionId> = self.shared.rooms().keys().copied().collect();
             for batch in live.chunks(BATCH) {
                 let call = tokio::time::timeout(self.shared.limits.store_call, self.shared.store.heads(batch));

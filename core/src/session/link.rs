@@ -129,6 +129,11 @@ impl Link {
         if self.bus.has_peers() { Some(self.bus.subscribe(&self.topic).await) } else { None }
     }
 
+    /// There are others, and they cannot be heard now.
+    pub(super) fn is_cut_off(&self) -> bool {
+        is_cut_off(&*self.bus)
+    }
+
     /// Tells the others about entries that the store has confirmed.
     pub(super) fn publish_document(&self, document: &LogDocument) {
         if !self.bus.has_peers() {
@@ -239,6 +244,11 @@ impl Asked {
     pub(super) fn into_parts(self) -> (Question, u64, Answer) {
         (self.question, self.number, self.answer)
     }
+}
+
+/// There are others on the bus, and they cannot be heard now.
+pub(super) fn is_cut_off(bus: &dyn Bus) -> bool {
+    bus.has_peers() && !bus.liveness().connected
 }
 
 /// The piece of a text that answers [`Question::Text`]: from there if that is a place in it, else from its beginning.

@@ -264,9 +264,9 @@ async fn is_unfinished(
     let marked = at_head && (header.derived.unfinished || state.is_unfinished());
     let Some(row) = store.reply_row(header.id).await? else { return Ok(marked) };
     // A store that writes rows after the log may lose their removal with a core. One that is a single file may not.
-    let ended = entries.iter().any(
-        |entry| matches!(&entry.fact.kind, entry::EntryKind::ReplyFinished(end) if end.id == row.message_id),
-    );
+    let ended = entries
+        .iter()
+        .any(|entry| matches!(&entry.fact.kind, entry::EntryKind::ReplyFinished(end) if end.id == row.message_id));
     Ok(marked || !ended || !store.is_shared())
 }
 

@@ -1,6 +1,6 @@
 //! What scenarios are written with.
 //!
-//! The product: [`stack`] (core and edge in this process), [`pair`] (the two binaries), [`dev`] (the real `chatbox dev`).
+//! The product: [`stack`] (core and edge in this process), [`pair`] (the two binaries), [`cores`] (several cores on one database), [`dev`] (the real `chatbox dev`).
 //! Servers: [`provider`] (an OpenAI-compatible server that follows a script), [`llmock`],
 //! [`llama`] (a real model), [`mongod`] (replica sets), [`jwks`] (a key set), [`proxy`] (a network that misbehaves). Clients: [`client`] over
 //! [`ws`] in both encodings and over [`grpc`], [`http`], foreign ones in [`programs`]. Around them: [`process`], [`tools`], [`ports`], [`token`],
@@ -11,6 +11,7 @@
 
 pub mod client;
 pub mod contract;
+pub mod cores;
 pub mod dev;
 pub mod gate;
 pub mod grpc;

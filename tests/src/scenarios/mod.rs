@@ -37,4 +37,5 @@ mod resume_slow;
 mod samples;
 mod tls;
 mod transcript;
+mod two_cores;
 mod websocket_cases;

@@ -203,6 +203,10 @@ pub(super) fn typing(sender: &Sender, active: bool) -> Bytes {
 impl Room {
     pub(super) fn attach(&mut self, attach: Attach) {
         self.sweep_subscribers();
+        if self.link.is_cut_off() {
+            // Nothing is heard of what others write: who opens is told what the store has now.
+            self.stale_since = Some(Instant::now());
+        }
         let refusal = if self.is_leaving() {
             Some(shutting_down())
         } else if self.subscribers.attached.len() + self.subscribers.waiting.len() >= MAX_SUBSCRIBERS {

@@ -323,6 +323,7 @@ impl Room {
                 self.shared.metrics.append_took("done", took);
                 self.writes.failures = 0;
                 self.writes.retry_at = None;
+                self.count_finished(&entries);
                 self.apply_all(&entries);
                 self.link.publish_document(&document);
                 let started = |running: &RunningReply| running.started_seq >= document.first_seq;
@@ -433,6 +434,16 @@ impl Room {
         self.writes.retry_at = Some(Instant::now() + delay.min(MAX_RETRY));
     }
 
+    /// Counts replies where their end is written: with several cores, in one of them.
+    fn count_finished(&self, entries: &[Entry]) {
+        for entry in entries {
+            if let EntryKind::ReplyFinished(finished) = &entry.fact.kind {
+                let ran_for = self.reply.as_ref().filter(|reply| reply.id == finished.id).and_then(LiveReply::ran_for);
+                self.shared.metrics.reply_finished(finished, ran_for);
+            }
+        }
+    }
+
     /// Applies entries that the store has confirmed, in order, and shows each to every subscriber.
     pub(super) fn apply_all(&mut self, entries: &[Entry]) {
         // What was heard from another core meanwhile is read again.
@@ -445,8 +456,6 @@ impl Room {
             }
             self.subscribers.broadcast(&event::entry(entry));
             if let EntryKind::ReplyFinished(finished) = &entry.fact.kind {
-                let ran_for = self.reply.as_ref().filter(|reply| reply.id == finished.id).and_then(LiveReply::ran_for);
-                self.shared.metrics.reply_finished(finished, ran_for);
                 self.drop_reply(finished.id);
             }
         }

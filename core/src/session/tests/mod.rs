@@ -5,5 +5,6 @@ mod replies;
 mod resume;
 pub(super) mod shared;
 mod two_cores;
+mod two_cores_orphans;
 mod two_cores_random;
 mod writes;

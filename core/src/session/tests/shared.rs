@@ -91,6 +91,12 @@ impl Seat {
         self.bus.silent.store(true, Ordering::Relaxed);
     }
 
+    /// Cut from the bus, and told so.
+    pub(super) fn cut_off(&self) {
+        self.bus.cut_off.store(true, Ordering::Relaxed);
+        self.unplug();
+    }
+
     pub(super) async fn leave(self) {
         self.go_on();
         drop(self.stop);
@@ -188,12 +194,14 @@ pub(super) struct Lossy {
     losses: Losses,
     random: Mutex<SmallRng>,
     silent: Arc<AtomicBool>,
+    /// It is silent and knows it.
+    cut_off: AtomicBool,
 }
 
 impl Lossy {
     fn new(inner: LocalBus, seed: u64, losses: Losses) -> Self {
         let random = Mutex::new(SmallRng::seed_from_u64(seed));
-        Self { inner: Arc::new(inner), losses, random, silent: Arc::default() }
+        Self { inner: Arc::new(inner), losses, random, silent: Arc::default(), cut_off: AtomicBool::new(false) }
     }
 
     fn happens(&self, percent: u32) -> bool {
@@ -258,7 +266,8 @@ impl Bus for Lossy {
     }
 
     fn liveness(&self) -> Liveness {
-        self.inner.liveness()
+        let liveness = self.inner.liveness();
+        Liveness { connected: liveness.connected && !self.cut_off.load(Ordering::Relaxed), ..liveness }
     }
 
     async fn close(&self) {

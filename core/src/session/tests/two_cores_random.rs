@@ -201,6 +201,8 @@ async fn run(seed: u64) {
 #[tokio::test(start_paused = true)]
 async fn whatever_happens_both_cores_show_the_same_and_each_message_is_answered_once() {
     for seed in 0..12 {
+        // Shown when it fails.
+        eprintln!("seed {seed}");
         run(seed * 1_000).await;
     }
 }

@@ -71,7 +71,8 @@ impl App {
     /// # Errors
     /// One line that names the setting; everything that was acquired is released.
     pub async fn bind_with(config: Config, models: Models) -> anyhow::Result<Self> {
-        Self::bind_over(config, models, |store| store).await
+        // Boxed: it is large, and callers hold it inside futures of their own.
+        Box::pin(Self::bind_over(config, models, |store| store)).await
     }
 
     /// Like [`bind_with`](Self::bind_with), with the store as `wrap` hands it on: for whoever watches or disturbs what is

@@ -41,7 +41,7 @@ impl Plan {
     /// A short round, its size drawn by the seed.
     #[must_use]
     pub fn drawn(seed: u64) -> Self {
-        let mut random = StdRng::seed_from_u64(seed ^ 0x0c4a_05);
+        let mut random = StdRng::seed_from_u64(seed ^ 0x000c_4a05);
         Self {
             seed,
             amount: Amount {

@@ -65,9 +65,9 @@ impl Evidence {
     }
 
     /// Changes the first stored entry that can be changed so.
-    fn entry(&mut self, mut change: impl FnMut(&mut Kind) -> bool) -> bool {
+    fn entry(&mut self, change: impl FnMut(&mut Kind) -> bool) -> bool {
         let entries = self.sessions.iter_mut().flat_map(|session| session.entries.iter_mut());
-        entries.filter_map(|entry| entry.kind.as_mut()).any(|kind| change(kind))
+        entries.filter_map(|entry| entry.kind.as_mut()).any(change)
     }
 
     /// Adds an entry behind the log of the first session.

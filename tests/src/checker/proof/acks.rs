@@ -23,6 +23,9 @@ struct Answered<'a> {
     ack: &'a Ack,
 }
 
+/// A message that was sent, and all answers to it.
+type Asked<'a> = (&'a Sent<'a>, Vec<(Place, Duration, &'a Event)>);
+
 pub(super) fn check(case: &Case<'_>, found: &mut Vec<Violation>) {
     let all = case.sent();
     let mut groups: BTreeMap<(&str, &str, &str), Vec<&Sent<'_>>> = BTreeMap::new();
@@ -34,8 +37,7 @@ pub(super) fn check(case: &Case<'_>, found: &mut Vec<Violation>) {
         unasked(place, connection, found);
     }
     for ((session_id, _, client_message_id), group) in groups {
-        let answers: Vec<(&Sent<'_>, Vec<(Place, Duration, &Event)>)> =
-            group.iter().map(|sent| (*sent, answers_to(case, sent))).collect();
+        let answers: Vec<Asked<'_>> = group.iter().map(|sent| (*sent, answers_to(case, sent))).collect();
         let mut acks = Vec::new();
         for (sent, answers) in &answers {
             if answers.len() > 1 {
@@ -162,12 +164,7 @@ fn repeats(stored: &Stored<'_>, acks: &[Answered<'_>], found: &mut Vec<Violation
 }
 
 /// What was refused each time, with nothing left open, is not there.
-fn refused(
-    stored: &Stored<'_>,
-    client_message_id: &str,
-    answers: &[(&Sent<'_>, Vec<(Place, Duration, &Event)>)],
-    found: &mut Vec<Violation>,
-) {
+fn refused(stored: &Stored<'_>, client_message_id: &str, answers: &[Asked<'_>], found: &mut Vec<Violation>) {
     let definite = |(_, answers): &(&Sent<'_>, Vec<(Place, Duration, &Event)>)| matches!(answers.first(), Some((_, _, Event::Error(error))) if !error.outcome_unknown);
     let there = stored.messages.iter().find(|(_, message)| message.client_message_id == client_message_id);
     if let Some((seq, _)) = there

@@ -88,14 +88,12 @@ impl Visitor {
         while *orders.borrow() != Phase::Finish {
             let transport = *self.doors.transports().choose(&mut self.random).unwrap_or(&Transport::Grpc);
             let connect = self.doors.connect(transport, &self.user, &mut self.random);
-            match timeout(PATIENCE, connect).await {
-                Ok(Ok(client)) => {
-                    self.connections.push(Connection { transport, steps: Vec::new() });
-                    self.talk(client, &orders, &rest).await;
-                    self.opened = false;
-                    self.on_the_way.clear();
-                }
-                Ok(Err(_)) | Err(_) => {}
+            // What is refused is tried again.
+            if let Ok(Ok(client)) = timeout(PATIENCE, connect).await {
+                self.connections.push(Connection { transport, steps: Vec::new() });
+                self.talk(client, &orders, &rest).await;
+                self.opened = false;
+                self.on_the_way.clear();
             }
             self.tell(&rest);
             if *orders.borrow() != Phase::Finish {

@@ -47,7 +47,6 @@ pub struct App {
     config: Config,
     store: Arc<dyn SessionStore>,
     directory: Directory,
-    models: Models,
     server: GrpcServer,
     verifier: Arc<Verifier>,
     register: Register,
@@ -117,7 +116,7 @@ impl App {
         let services = Services {
             sessions: Sessions::new(directory.clone()),
             rotation: Rotation::new(store.clone(), ring.clone(), register.clone(), call),
-            models: models.clone(),
+            models,
             verifier: verifier.clone(),
             ring,
             limits: grpc_limits(&config),
@@ -126,20 +125,7 @@ impl App {
             leaving: leaving.clone(),
         };
         let server = GrpcServer::new(services, tls);
-        Ok(Self {
-            config,
-            store,
-            directory,
-            models,
-            server,
-            verifier,
-            register,
-            metrics,
-            streams,
-            leaving,
-            grpc,
-            operators,
-        })
+        Ok(Self { config, store, directory, server, verifier, register, metrics, streams, leaving, grpc, operators })
     }
 
     /// Where clients connect to.
@@ -161,20 +147,8 @@ impl App {
     /// # Errors
     /// When the server could not be started, or ended by itself.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self {
-            config,
-            store,
-            directory,
-            models,
-            server,
-            verifier,
-            register,
-            metrics,
-            streams,
-            leaving,
-            grpc,
-            operators,
-        } = self;
+        let Self { config, store, directory, server, verifier, register, metrics, streams, leaving, grpc, operators } =
+            self;
         let health = server.health();
         let (stop_accepting, stop) = (CancellationToken::new(), CancellationToken::new());
         // Dropping this future, rather than cancelling `shutdown`, leaves no task behind.
@@ -236,8 +210,6 @@ impl App {
         }
         let rest = async {
             directory.drained().await;
-            // Answers that were cut may have to be stopped by a call of their own.
-            models.settled().await;
             streams.close();
             streams.wait().await;
             // Its row would lapse all the same.

@@ -44,7 +44,6 @@ pub struct App {
     store: Arc<dyn SessionStore>,
     peers: Peers,
     directory: Directory,
-    models: Models,
     server: GrpcServer,
     verifier: Arc<Verifier>,
     register: Register,
@@ -133,7 +132,7 @@ impl App {
         let services = Services {
             sessions: Sessions::new(directory.clone()),
             rotation: Rotation::new(store.clone(), ring.clone(), register.clone(), call),
-            models: models.clone(),
+            models,
             verifier: verifier.clone(),
             ring,
             limits: grpc_limits(&config),
@@ -142,6 +141,7 @@ impl App {
             leaving: leaving.clone(),
         };
         let server = GrpcServer::new(services, tls);
+<<<<<<< HEAD
         Ok(Self {
             config,
             store,
@@ -157,6 +157,9 @@ impl App {
             grpc,
             operators,
         })
+=======
+        Ok(Self { config, store, directory, server, verifier, register, metrics, streams, leaving, grpc, operators })
+>>>>>>> w-prov
     }
 
     /// Where clients connect to.
@@ -178,6 +181,7 @@ impl App {
     /// # Errors
     /// When the server could not be started, or ended by itself.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+<<<<<<< HEAD
         let Self {
             config,
             store,
@@ -193,6 +197,10 @@ impl App {
             grpc,
             operators,
         } = self;
+=======
+        let Self { config, store, directory, server, verifier, register, metrics, streams, leaving, grpc, operators } =
+            self;
+>>>>>>> w-prov
         let health = server.health();
         let (stop_accepting, stop) = (CancellationToken::new(), CancellationToken::new());
         // Dropping this future, rather than cancelling `shutdown`, leaves no task behind.
@@ -312,8 +320,6 @@ impl Leaving {
         }
         let rest = async {
             directory.drained().await;
-            // Answers that were cut may have to be stopped by a call of their own.
-            models.settled().await;
             streams.close();
             streams.wait().await;
             // Its row would lapse all the same.

@@ -75,7 +75,7 @@ fn variables_alone_set_up_a_real_model() {
 
 #[test]
 fn every_bad_value_is_named() {
-    for (name, value) in [
+    each_is_named(&[
         ("PROFILE", "test"),
         ("LISTEN", "50051"),
         ("METRICS_LISTEN", "localhost"),
@@ -95,6 +95,28 @@ fn every_bad_value_is_named() {
         ("TOKEN_SECRET", "short"),
         ("TOKEN_SECRET", "PLACEHOLDER-PLACEHOLDER-PLACEHOLDER"),
         ("TOKEN_LEEWAY", "1h"),
+        ("SESSION_ACTIVE_PER_USER", "0"),
+        ("SESSION_MESSAGE_BYTES", "64KiB"),
+        ("SESSION_MESSAGE_BYTES", "10MB"),
+        ("SESSION_QUEUE_EVENTS", "0"),
+        ("SESSION_PAGE_SIZE", "0"),
+        ("SESSION_MAX_PAGE_SIZE", "49"),
+        ("SESSION_HEARTBEAT", "0s"),
+        ("LIMITS_STREAMS_PER_CONNECTION", "100"),
+        ("LIMITS_CONNECTIONS", "0"),
+        ("LIMITS_REQUEST_BYTES", "1GiB"),
+        ("LIMITS_HEADER_BYTES", "1KiB"),
+        ("DRAIN_DEADLINE", "20s"),
+        ("DRAIN_GRACE", "1h"),
+        ("LOG_FORMAT", "xml"),
+        ("LOG_FILTER", "=,="),
+        ("MISSPELT", "1"),
+    ]);
+}
+
+#[test]
+fn every_bad_value_of_a_provider_or_a_model_is_named() {
+    each_is_named(&[
         ("PROVIDERS_OPENAI_KIND", "bard"),
         ("PROVIDERS_OPENAI_BASE_URL", "http://llm.test/v1"),
         ("PROVIDERS_OPENAI_BASE_URL", "https://u:p@llm.test/v1"),
@@ -127,23 +149,12 @@ fn every_bad_value_is_named() {
         ("MODELS_0_ON_LOSS", "cry"),
         ("MODELS_0_PROMPT_PRICE", "-1"),
         ("MODELS_0_COMPLETION_PRICE", "1e9"),
-        ("SESSION_ACTIVE_PER_USER", "0"),
-        ("SESSION_MESSAGE_BYTES", "64KiB"),
-        ("SESSION_MESSAGE_BYTES", "10MB"),
-        ("SESSION_QUEUE_EVENTS", "0"),
-        ("SESSION_PAGE_SIZE", "0"),
-        ("SESSION_MAX_PAGE_SIZE", "49"),
-        ("SESSION_HEARTBEAT", "0s"),
-        ("LIMITS_STREAMS_PER_CONNECTION", "100"),
-        ("LIMITS_CONNECTIONS", "0"),
-        ("LIMITS_REQUEST_BYTES", "1GiB"),
-        ("LIMITS_HEADER_BYTES", "1KiB"),
-        ("DRAIN_DEADLINE", "20s"),
-        ("DRAIN_GRACE", "1h"),
-        ("LOG_FORMAT", "xml"),
-        ("LOG_FILTER", "=,="),
-        ("MISSPELT", "1"),
-    ] {
+    ]);
+}
+
+/// Variables with a value, each of which is a mistake.
+fn each_is_named(list: &[(&str, &str)]) {
+    for &(name, value) in list {
         let name_of_variable = format!("CHATBOX_CORE_{name}");
         let mistakes = load(&good(), &[(&name_of_variable, value)]).expect_err(name);
         let named = mistakes.iter().any(|mistake| {
@@ -152,7 +163,11 @@ fn every_bad_value_is_named() {
         assert!(named, "{name}={value}: {mistakes:?}");
         // Another id or default breaks what refers to it, too.
         let expected =
-            if matches!(name, "KEYS_RING_0_KEY_FILE" | "MODELS_0_ID" | "MODELS_0_CONTEXT_TOKENS") { 2 } else { 1 };
+            if matches!(name, "KEYS_RING_0_KEY_FILE" | "MODELS_0_ID" | "MODELS_0_CONTEXT_TOKENS" | "MODELS_0_ROLES") {
+                2
+            } else {
+                1
+            };
         assert!(mistakes.len() <= expected, "{name}={value}: {mistakes:?}");
         assert!(!mistakes.join("").contains(SECRET) && !mistakes.join("").contains(KEY));
     }

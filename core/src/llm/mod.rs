@@ -197,10 +197,6 @@ pub struct Load {
     pub breaker: breaker::Phase,
     /// How often it was left alone so far.
     pub opened: u64,
-    /// Replies that it generates.
-    pub running: usize,
-    /// Replies that wait for a place.
-    pub waiting: usize,
-    /// Replies that were refused a place so far.
-    pub refused: u64,
+    /// The replies that it generates, and those that wait for a place.
+    pub queue: queue::QueueLoad,
 }

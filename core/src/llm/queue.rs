@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::ProviderError;
 
@@ -41,6 +42,8 @@ struct Inner {
     waiting: usize,
     next_id: u64,
     refused: u64,
+    waits: u64,
+    waited: Duration,
 }
 
 impl Inner {
@@ -82,6 +85,21 @@ impl Inner {
     }
 }
 
+/// How a queue is just now, and what has been so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct QueueLoad {
+    /// Places that are taken.
+    pub running: usize,
+    /// Who waits for one.
+    pub waiting: usize,
+    /// How many found no room.
+    pub refused: u64,
+    /// How many have waited, whatever for.
+    pub waits: u64,
+    /// How long, all together.
+    pub waited: Duration,
+}
+
 /// The places of one provider. A clone shares them.
 #[derive(Debug, Clone)]
 pub struct Queue {
@@ -107,6 +125,7 @@ impl Queue {
             Joined::Placed(place) => return Ok(place),
             Joined::Waits(waiting, place) => (waiting, place),
         };
+        // A wait that is given up counts, too: `waiting` is dropped then.
         let result = tokio::time::timeout(self.limits.wait, place).await;
         // Before the result is looked at: a place that arrives now goes on to the next with its receiver.
         drop(waiting);
@@ -117,11 +136,11 @@ impl Queue {
         }
     }
 
-    /// How many run, how many wait, and how many were refused so far.
+    /// How it is just now, and what has been so far.
     #[must_use]
-    pub fn load(&self) -> (usize, usize, u64) {
-        let inner = self.lock();
-        (inner.running, inner.waiting, inner.refused)
+    pub fn load(&self) -> QueueLoad {
+        let Inner { running, waiting, refused, waits, waited, .. } = *self.lock();
+        QueueLoad { running, waiting, refused, waits, waited }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -149,7 +168,8 @@ impl Queue {
         }
         inner.waiters.entry(user.to_owned()).or_default().push_back(Waiter { id, place: sender });
         drop(inner);
-        Ok(Joined::Waits(Waiting { queue: self.clone(), user: user.to_owned(), id }, place))
+        let waiting = Waiting { queue: self.clone(), user: user.to_owned(), id, since: Instant::now() };
+        Ok(Joined::Waits(waiting, place))
     }
 
     /// Hands a place to the next in turn, or takes it back.
@@ -197,11 +217,15 @@ struct Waiting {
     queue: Queue,
     user: String,
     id: u64,
+    since: Instant,
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.queue.lock().remove(&self.user, |waiters| waiters.iter().position(|waiter| waiter.id == self.id));
+        let mut inner = self.queue.lock();
+        inner.waits += 1;
+        inner.waited += self.since.elapsed();
+        inner.remove(&self.user, |waiters| waiters.iter().position(|waiter| waiter.id == self.id));
     }
 }
 

@@ -58,8 +58,7 @@ impl Provider for Upstream {
 
     fn load(&self) -> Option<Load> {
         let (breaker, opened) = self.breaker.phase();
-        let (running, waiting, refused) = self.queue.load();
-        Some(Load { breaker, opened, running, waiting, refused })
+        Some(Load { breaker, opened, queue: self.queue.load() })
     }
 
     async fn settled(&self) {
@@ -126,7 +125,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_place_is_held_until_the_stream_ends_breaks_or_is_dropped() {
         let upstream = upstream();
-        let running = || upstream.load().expect("limited").running;
+        let running = || upstream.load().expect("limited").queue.running;
         for model in ["ends", "breaks"] {
             let mut stream = upstream.generate(prompt(model)).await.expect("begun");
             assert_eq!(running(), 1);
@@ -139,7 +138,7 @@ mod tests {
         let mut waits = upstream.generate(prompt("ends"));
         assert!(poll!(&mut waits).is_pending());
         assert_eq!(upstream.generate(prompt("ends")).await.err(), Some(ProviderError::QueueFull));
-        let load = upstream.load().expect("limited");
+        let load = upstream.load().expect("limited").queue;
         assert_eq!((load.running, load.waiting, load.refused), (1, 1, 1));
         drop(hanging);
         assert!(waits.now_or_never().is_some_and(|begun| begun.is_ok()));

@@ -4,9 +4,10 @@ use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _},
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    registry::Unit,
 };
 
-use crate::llm::{breaker::Phase, registry::Models};
+use crate::llm::{Load, breaker::Phase, registry::Models};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct InPhase {
@@ -52,7 +53,7 @@ impl Collector for ProviderCollector {
         let help = "Replies at a provider, running and waiting for a place";
         let mut replies = encoder.encode_descriptor("chatbox_core_provider_replies", help, None, MetricType::Gauge)?;
         for (provider, load) in &loads {
-            for (state, number) in [("running", load.running), ("waiting", load.waiting)] {
+            for (state, number) in [("running", load.queue.running), ("waiting", load.queue.waiting)] {
                 let labels = InState { provider: provider.clone(), state };
                 let number = i64::try_from(number).unwrap_or(i64::MAX);
                 ConstGauge::new(number).encode(replies.encode_family(&labels)?)?;
@@ -63,10 +64,27 @@ impl Collector for ProviderCollector {
         let mut refused = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         for (provider, load) in &loads {
             let labels = OfProvider { provider: provider.clone() };
-            ConstCounter::new(load.refused).encode(refused.encode_family(&labels)?)?;
+            ConstCounter::new(load.queue.refused).encode(refused.encode_family(&labels)?)?;
         }
-        Ok(())
+        encode_waits(&loads, &mut encoder)
     }
+}
+
+fn encode_waits(loads: &[(String, Load)], encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+    let help = "Replies that waited for a place at a provider";
+    let mut waits = encoder.encode_descriptor("chatbox_core_provider_waits", help, None, MetricType::Counter)?;
+    for (provider, load) in loads {
+        let labels = OfProvider { provider: provider.clone() };
+        ConstCounter::new(load.queue.waits).encode(waits.encode_family(&labels)?)?;
+    }
+    let help = "Time that they waited, all together";
+    let unit = Some(&Unit::Seconds);
+    let mut waited = encoder.encode_descriptor("chatbox_core_provider_wait", help, unit, MetricType::Counter)?;
+    for (provider, load) in loads {
+        let labels = OfProvider { provider: provider.clone() };
+        ConstCounter::new(load.queue.waited.as_secs_f64()).encode(waited.encode_family(&labels)?)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -95,6 +113,8 @@ mod tests {
             "chatbox_core_provider_breaker_opened_total{provider=\"p\"} 0",
             "chatbox_core_provider_replies{provider=\"p\",state=\"waiting\"} 0",
             "chatbox_core_provider_refused_total{provider=\"p\"} 0",
+            "chatbox_core_provider_waits_total{provider=\"p\"} 0",
+            "chatbox_core_provider_wait_seconds_total{provider=\"p\"} 0.0",
         ] {
             assert_eq!(text.lines().filter(|shown| *shown == line).count(), 1, "{line} in\n{text}");
         }

@@ -351,9 +351,10 @@ impl Directory {
         self.phase.send_replace(Phase::Cutting);
     }
 
-    /// Waits until all rooms and replies are done.
+    /// Waits until all rooms and replies are done, and what providers have to be told about replies that were cut.
     pub async fn drained(&self) {
         self.shared.tasks.wait().await;
+        self.shared.models.settled().await;
     }
 
     /// Rooms and replies that are not done.

@@ -141,13 +141,11 @@ impl App {
             leaving: leaving.clone(),
         };
         let server = GrpcServer::new(services, tls);
-<<<<<<< HEAD
         Ok(Self {
             config,
             store,
             peers,
             directory,
-            models,
             server,
             verifier,
             register,
@@ -157,9 +155,6 @@ impl App {
             grpc,
             operators,
         })
-=======
-        Ok(Self { config, store, directory, server, verifier, register, metrics, streams, leaving, grpc, operators })
->>>>>>> w-prov
     }
 
     /// Where clients connect to.
@@ -181,13 +176,11 @@ impl App {
     /// # Errors
     /// When the server could not be started, or ended by itself.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-<<<<<<< HEAD
         let Self {
             config,
             store,
             peers,
             directory,
-            models,
             server,
             verifier,
             register,
@@ -197,10 +190,6 @@ impl App {
             grpc,
             operators,
         } = self;
-=======
-        let Self { config, store, directory, server, verifier, register, metrics, streams, leaving, grpc, operators } =
-            self;
->>>>>>> w-prov
         let health = server.health();
         let (stop_accepting, stop) = (CancellationToken::new(), CancellationToken::new());
         // Dropping this future, rather than cancelling `shutdown`, leaves no task behind.
@@ -247,7 +236,6 @@ impl App {
             store,
             peers,
             directory,
-            models,
             register,
             metrics,
             streams,
@@ -268,7 +256,6 @@ struct Leaving {
     store: Arc<dyn SessionStore>,
     peers: Peers,
     directory: Directory,
-    models: Models,
     register: Register,
     metrics: Metrics,
     streams: TaskTracker,
@@ -286,7 +273,6 @@ impl Leaving {
             store,
             peers,
             directory,
-            models,
             register,
             metrics,
             streams,

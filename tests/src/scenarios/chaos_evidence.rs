@@ -52,6 +52,21 @@ impl Evidence {
         })
     }
 
+    /// Changes all acknowledgements of repeats: whether the first one of a message was heard, no single one tells.
+    fn repeats(&mut self, change: impl Fn(&mut Ack)) -> bool {
+        let mut changed = false;
+        self.event(|event| {
+            if let Event::Ack(ack) = event
+                && ack.duplicate
+            {
+                change(ack);
+                changed = true;
+            }
+            false
+        });
+        changed
+    }
+
     /// Changes the steps of the first connection on which such an event came, at its place.
     fn steps(&mut self, is_it: impl Fn(&Event) -> bool, change: impl FnOnce(&mut Vec<Sighting>, usize)) -> bool {
         for steps in self.connections() {
@@ -145,24 +160,8 @@ const SEEN: [(Class, Change); 20] = [
             _ => false,
         })
     }),
-    (Class::RepeatNotNamed, |evidence| {
-        evidence.event(|event| match event {
-            Event::Ack(ack) if ack.duplicate => {
-                ack.duplicate = false;
-                true
-            }
-            _ => false,
-        })
-    }),
-    (Class::RepeatDiffers, |evidence| {
-        evidence.event(|event| match event {
-            Event::Ack(ack) if ack.duplicate => {
-                ack.message_id.push('0');
-                true
-            }
-            _ => false,
-        })
-    }),
+    (Class::RepeatNotNamed, |evidence| evidence.repeats(|ack| ack.duplicate = false)),
+    (Class::RepeatDiffers, |evidence| evidence.repeats(|ack| ack.message_id.push('0'))),
     (Class::Unasked, |evidence| {
         evidence.event(|event| match event {
             Event::Ack(ack) => {

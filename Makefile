@@ -12,6 +12,8 @@ SCOPE := --workspace --locked
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 CACHE := $(or $(CHATBOX_CACHE),$(CURDIR)/.cache)
 FETCH := $(PYTHON) tests/scripts/fetch.py
+# Runs a command beside a MongoDB and a NATS server.
+SERVERS := $(PYTHON) tests/scripts/servers.py run mongo nats --
 # Fetched programs come last: what the machine has is preferred.
 export PATH := $(PATH):$(CACHE)/bin
 # `default` or `ci`, see .config/nextest.toml.
@@ -43,18 +45,18 @@ build: ## build the binaries (debug)
 
 ##@ Test
 
-.PHONY: test test-tools test-build test-rust test-web e2e bench cover
+.PHONY: test test-tools test-build test-rust test-web e2e fuzz chaos bench cover
 test: test-tools web test-build test-rust test-web e2e ## everything that shows the product works
 
 test-tools: ## fetch the programs that the tests use
-	@$(FETCH) buf grpcurl kosoku llmock llama smollm2 chromium $(if $(shell command -v cargo-nextest),,cargo-nextest)
+	@$(FETCH) buf grpcurl kosoku llmock llama smollm2 chromium mongod nats-server $(if $(shell command -v cargo-nextest),,cargo-nextest)
 
 # Binaries and tests in one go: the tests start the binaries.
 test-build:
 	$(CARGO) build $(SCOPE) --bins --tests
 
 test-rust: test-build ## unit tests and scenarios
-	$(CARGO) nextest run $(SCOPE) --profile $(PROFILE) $(ARGS)
+	$(SERVERS) $(CARGO) nextest run $(SCOPE) --profile $(PROFILE) $(ARGS)
 	$(CARGO) test $(SCOPE) --doc --quiet
 
 test-web: ## types and unit tests of the page
@@ -64,11 +66,29 @@ test-web: ## types and unit tests of the page
 e2e: web test-build ## the page in a browser against the real binaries
 	@CHATBOX_BIN=$(TARGET_DIR)/debug/chatbox .ci/web e2e
 
+# The properties themselves run in `make test`, over the corpus and mutations of it. This is the search for more: guided by
+# coverage, and instrumented, which stable does when told that it may. What it finds stays in .cache/fuzz; what breaks a
+# property is written to tests/fuzz/artifacts, and belongs into tests/fuzz/corpus once it is mended.
+fuzz: ## look for inputs that break a property: T=sse (all) TIME=180 (seconds each) SANITIZER=none
+	@$(FETCH) cargo-fuzz
+	@for target in $(or $(T),$(notdir $(wildcard tests/fuzz/corpus/*))); do \
+	  mkdir -p $(CACHE)/fuzz/$$target; \
+	  echo "::: $$target"; \
+	  CARGO_TARGET_DIR=$(TARGET_DIR)/fuzz RUSTC_BOOTSTRAP=1 $(CACHE)/bin/cargo-fuzz fuzz run --fuzz-dir tests/fuzz \
+	    --sanitizer $(or $(SANITIZER),none) --codegen-units 16 $$target $(CACHE)/fuzz/$$target tests/fuzz/corpus/$$target \
+	    -- -max_total_time=$(or $(TIME),180) -max_len=4096 -timeout=10 -rss_limit_mb=1024 -print_final_stats=1; \
+	done
+
 # What is measured is what is shipped: the bench is built without the other packages' test features, which the whole
 # workspace would bring, and so shares all dependencies with the binaries.
 bench: ## speed and memory, each figure beside its reference: ARGS='bridge --json --rounds 9'
+	@$(FETCH) mongod
 	$(CARGO) build $(SCOPE) --release --bins
 	$(CARGO) bench --locked --package chatbox-tests --bench figures -- $(ARGS)
+
+chaos: test-build ## rounds of load and faults, each proven: ROUNDS=n SEED=s ON=single|cluster-1|cluster-3
+	@$(FETCH) mongod nats-server
+	@exec $(TARGET_DIR)/debug/chaos $(or $(ROUNDS),20) $(or $(SEED),$(shell od -An -N4 -tu4 /dev/urandom)) $(ON)
 
 cover: test-tools web ## line coverage of the whole workspace, at least 80 %
 	@$(FETCH) cargo-llvm-cov llvm-tools
@@ -79,11 +99,13 @@ cover: test-tools web ## line coverage of the whole workspace, at least 80 %
 .PHONY: fmt fmt-check lint check doc deny proto-breaking gen-check docker-lint secrets deploy-check ci
 fmt: ## format Rust and proto
 	$(CARGO) fmt --all
+	$(CARGO) fmt --manifest-path tests/fuzz/Cargo.toml
 	@$(FETCH) buf
 	$(CACHE)/bin/buf format -w proto/proto
 
 fmt-check: ## say what `make fmt` would change
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path tests/fuzz/Cargo.toml --check
 	@$(FETCH) buf
 	$(CACHE)/bin/buf format -d --exit-code proto/proto
 

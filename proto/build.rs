@@ -1,7 +1,12 @@
 //! Compiles the contract without protoc: messages (prost), canonical JSON (pbjson), services (tonic) and the descriptor
 //! set that reflection serves.
 
-use std::{env, error::Error, fs, path::PathBuf};
+use std::{
+    env,
+    error::Error,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use prost::Message as _;
 use prost_types::{FileDescriptorSet, ServiceDescriptorProto};
@@ -41,9 +46,30 @@ fn main() -> Result<(), Box<dyn Error>> {
         .extern_path(".google.protobuf.Duration", "::pbjson_types::Duration")
         .ignore_unknown_fields()
         .build(&[format!(".{PACKAGE}")])?;
+    write_unknown_enum_values(&out.join(format!("{PACKAGE}.serde.rs")))?;
 
     let services = services(&descriptors);
     tonic_build::manual::Builder::new().out_dir(&out).compile(&services);
+    Ok(())
+}
+
+/// The generated code refuses to write an enum value that it has no name for, which a newer peer may well send. Canonical
+/// JSON writes its number.
+fn write_unknown_enum_values(serde: &Path) -> Result<(), Box<dyn Error>> {
+    const REFUSES: &str = ".map_err(|_| serde::ser::Error::custom(format!(\"Invalid variant {}\", ";
+    let source = fs::read_to_string(serde)?;
+    let mut parts = source.split(REFUSES);
+    let mut changed = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (number, rest) = part.split_once(")))?").ok_or("the generated code writes enum values in another way")?;
+        let written = ".map_or_else(|_| crate::json::EnumValue::Number({}), crate::json::EnumValue::Name)";
+        changed.push_str(&written.replace("{}", number));
+        changed.push_str(rest);
+    }
+    if changed.contains("Invalid variant") || !changed.contains("EnumValue") {
+        return Err("the generated code writes enum values in another way".into());
+    }
+    fs::write(serde, changed)?;
     Ok(())
 }
 

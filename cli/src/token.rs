@@ -103,7 +103,9 @@ fn section(toml: Option<&str>, vars: &Vars) -> Result<TokenConfig, Mistakes> {
         rest.is_some_and(|rest| rest.starts_with("TOKEN_"))
     };
     let vars = vars.iter().filter(|(name, _)| concerns(name)).map(|(name, value)| (name.clone(), value.clone()));
-    Ok(settings::load::<TokenSection>(toml, ROLE, &vars.collect())?.token)
+    let mut config = settings::load::<TokenSection>(toml, ROLE, &vars.collect())?.token;
+    config.read_secret(&|path| std::fs::read_to_string(path)).map_err(|mistake| Mistakes(vec![mistake]))?;
+    Ok(config)
 }
 
 #[cfg(test)]

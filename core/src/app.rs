@@ -1,39 +1,35 @@
 //! Core as a whole: bound first, then run, then drained. No state is process-wide, so several fit into one process.
 
+mod configured;
+mod peers;
+
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use chatbox_proto::token::Verifier;
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{net::TcpListener, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
+use self::{
+    configured::{grpc_limits, listen, listen_operators, open_store, server_tls, session_limits},
+    peers::Peers,
+};
 use crate::{
-    config::{Config, StoreTarget, TlsConfig},
-    grpc::{FrameLimits, GrpcLimits, GrpcServer, Health, PageSizes, Services},
+    bus::Bus,
+    config::{Config, DrainConfig},
+    grpc::{GrpcServer, Health, Services},
     keys,
     llm::registry::Models,
     metrics::Metrics,
     operators,
     seal::{self, KeyRing},
     session::{
-        Directory, Parts, QueueLimits, SessionLimits, Sessions, register::Register, rotation::Rotation,
-        verify::Verifier as PayloadVerifier,
+        Directory, Parts, Sessions, register::Register, rotation::Rotation, verify::Verifier as PayloadVerifier,
     },
-    store::{
-        SessionStore,
-        sqlite::{SqliteOptions, SqliteStore},
-    },
+    store::SessionStore,
 };
 
 pub use crate::session::verify::{Finding, Verified};
-
-/// Connections that wait to be accepted.
-const BACKLOG: i32 = 1024;
-
-/// A unary call takes at most this long, unless its client wants it sooner.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A core whose row in the register has not moved for this long is dead.
 const CORE_LAPSE: Duration = Duration::from_secs(10);
@@ -46,6 +42,7 @@ const PROBE_EVERY: Duration = Duration::from_secs(1);
 pub struct App {
     config: Config,
     store: Arc<dyn SessionStore>,
+    peers: Peers,
     directory: Directory,
     server: GrpcServer,
     verifier: Arc<Verifier>,
@@ -73,6 +70,19 @@ impl App {
     /// # Errors
     /// One line that names the setting; everything that was acquired is released.
     pub async fn bind_with(config: Config, models: Models) -> anyhow::Result<Self> {
+        Self::bind_over(config, models, |store| store).await
+    }
+
+    /// Like [`bind_with`](Self::bind_with), with the store as `wrap` hands it on: for whoever watches or disturbs what is
+    /// asked of it.
+    ///
+    /// # Errors
+    /// One line that names the setting; everything that was acquired is released.
+    pub async fn bind_over(
+        config: Config,
+        models: Models,
+        wrap: impl FnOnce(Arc<dyn SessionStore>) -> Arc<dyn SessionStore>,
+    ) -> anyhow::Result<Self> {
         let ring = Arc::new(KeyRing::from_config(config.keys.primary_id().unwrap_or_default(), config.keys.pairs())?);
         let key_error = |error| anyhow::anyhow!("token: {error}");
         let source = keys::source(&config.token).map_err(key_error)?;
@@ -83,7 +93,7 @@ impl App {
             anyhow::ensure!(config.token.jwks_file.is_empty(), "token.jwks_file: {error}");
             tracing::warn!(%error, "token.jwks_url: the key set could not be read, trying again later");
         }
-        let store = open_store(&config)?;
+        let store = wrap(open_store(&config).await?);
         let secret = match seal::self_test(&ring, &*store).await {
             Ok(secret) => secret,
             Err(error) => {
@@ -91,9 +101,13 @@ impl App {
                 return Err(error).context("keys.ring: the self-test failed");
             }
         };
-        // Last, so that a port that listens is a core that can serve.
-        let bound = listen("listen", config.listen).and_then(|grpc| Ok((grpc, listen_operators(&config)?)));
-        let (grpc, operators) = match bound {
+        // The listeners last, so that a port that listens is a core that can serve.
+        let bound = async {
+            let peers = Box::pin(Peers::join(&config, store.clone())).await?;
+            let grpc = listen("listen", config.listen)?;
+            anyhow::Ok((peers, grpc, listen_operators(&config)?))
+        };
+        let (peers, grpc, operators) = match bound.await {
             Ok(bound) => bound,
             Err(error) => {
                 store.close().await;
@@ -105,6 +119,7 @@ impl App {
         let (streams, leaving) = (TaskTracker::new(), CancellationToken::new());
         let directory = Directory::new(Parts {
             store: store.clone(),
+            bus: peers.bus.clone(),
             models: models.clone(),
             ring: ring.clone(),
             secret,
@@ -125,7 +140,20 @@ impl App {
             leaving: leaving.clone(),
         };
         let server = GrpcServer::new(services, tls);
-        Ok(Self { config, store, directory, server, verifier, register, metrics, streams, leaving, grpc, operators })
+        Ok(Self {
+            config,
+            store,
+            peers,
+            directory,
+            server,
+            verifier,
+            register,
+            metrics,
+            streams,
+            leaving,
+            grpc,
+            operators,
+        })
     }
 
     /// Where clients connect to.
@@ -147,8 +175,20 @@ impl App {
     /// # Errors
     /// When the server could not be started, or ended by itself.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { config, store, directory, server, verifier, register, metrics, streams, leaving, grpc, operators } =
-            self;
+        let Self {
+            config,
+            store,
+            peers,
+            directory,
+            server,
+            verifier,
+            register,
+            metrics,
+            streams,
+            leaving,
+            grpc,
+            operators,
+        } = self;
         let health = server.health();
         let (stop_accepting, stop) = (CancellationToken::new(), CancellationToken::new());
         // Dropping this future, rather than cancelling `shutdown`, leaves no task behind.
@@ -168,6 +208,7 @@ impl App {
         background.spawn(until(stop.clone(), async move { verifier.keep_fresh().await }));
         let probe = Probe {
             store: store.clone(),
+            bus: peers.bus.clone(),
             health: health.clone(),
             ready: ready.clone(),
             limit: config.store.call_timeout,
@@ -180,6 +221,9 @@ impl App {
 
         tokio::select! {
             () = shutdown.cancelled() => {}
+            () = peers.lost() => {
+                tracing::error!("another core has taken the store over, this one leaves");
+            }
             ended = &mut serving => {
                 store.close().await;
                 ended.context("the gRPC server died")?.context("listen")?;
@@ -187,13 +231,64 @@ impl App {
             }
         }
 
+        let leaving = Leaving {
+            store,
+            peers,
+            directory,
+            register,
+            metrics,
+            streams,
+            leaving,
+            health,
+            ready,
+            stop_accepting,
+            stop,
+            background,
+        };
+        Box::pin(leaving.drain(&config.drain)).await;
+        Ok(())
+    }
+}
+
+/// What has to end.
+struct Leaving {
+    store: Arc<dyn SessionStore>,
+    peers: Peers,
+    directory: Directory,
+    register: Register,
+    metrics: Metrics,
+    streams: TaskTracker,
+    leaving: CancellationToken,
+    health: Health,
+    ready: operators::Ready,
+    stop_accepting: CancellationToken,
+    stop: CancellationToken,
+    background: TaskTracker,
+}
+
+impl Leaving {
+    async fn drain(self, drain: &DrainConfig) {
+        let Self {
+            store,
+            peers,
+            directory,
+            register,
+            metrics,
+            streams,
+            leaving,
+            health,
+            ready,
+            stop_accepting,
+            stop,
+            background,
+        } = self;
         // The phases of the way out. One deadline bounds them all; whoever does not make it is cut by the runtime's end.
         // 1. Readiness goes down, and load balancers get time to notice.
         // 2. No connection is accepted any more; every stream is told `going_away`.
         // 3. Running replies may finish within the grace.
         // 4. The rest is cut as INTERRUPTED, and written.
-        // 5. Listeners and background tasks end; the store is closed.
-        let drain = &config.drain;
+        // 5. The bus is closed, so that the last entries reach the other cores; then the store.
+        // 6. Listeners and background tasks end.
         let deadline = Instant::now() + drain.deadline;
         tracing::info!(sessions = metrics.sessions_live.get(), streams = metrics.subscribers.get(), "draining");
         ready.set(false);
@@ -214,6 +309,7 @@ impl App {
             streams.wait().await;
             // Its row would lapse all the same.
             let _ = register.leave().await;
+            peers.leave().await;
             store.close().await;
             stop.cancel();
             background.close();
@@ -228,7 +324,6 @@ impl App {
                 "the drain deadline has passed, cutting the rest"
             ),
         }
-        Ok(())
     }
 }
 
@@ -242,7 +337,7 @@ pub async fn verify_payloads(
     progress: impl FnMut(Verified, Option<Finding>),
 ) -> anyhow::Result<Verified> {
     let ring = Arc::new(KeyRing::from_config(config.keys.primary_id().unwrap_or_default(), config.keys.pairs())?);
-    let store = open_store(config)?;
+    let store = open_store(config).await?;
     let verified = async {
         seal::self_test(&ring, &*store).await.context("keys.ring: the self-test failed")?;
         Ok(PayloadVerifier::new(store.clone(), ring, config.store.call_timeout).run(progress).await?)
@@ -259,9 +354,11 @@ async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
     }
 }
 
-/// Looks every second: readiness is what the store says; tasks are counted.
+/// Looks every second: readiness is what the store says, once the bus has been reached; tasks are counted. A bus that is
+/// lost later makes a core slower and not unfit: all cores would be unfit at once.
 struct Probe {
     store: Arc<dyn SessionStore>,
+    bus: Arc<dyn Bus>,
     health: Health,
     ready: operators::Ready,
     limit: Duration,
@@ -279,7 +376,11 @@ impl Probe {
             ticks.tick().await;
             let tasks = self.directory.tasks_left() + self.streams.len();
             self.metrics.tasks_live.set(tasks.try_into().unwrap_or(i64::MAX));
-            let serves = matches!(tokio::time::timeout(self.limit, self.store.ping()).await, Ok(Ok(())));
+            let bus = self.bus.liveness();
+            self.metrics.bus_connected.set(bus.connected.into());
+            self.metrics.bus_dropped.inc_by(bus.dropped.saturating_sub(self.metrics.bus_dropped.get()));
+            let stored = matches!(tokio::time::timeout(self.limit, self.store.ping()).await, Ok(Ok(())));
+            let serves = stored && bus.was_connected;
             if before != Some(serves) {
                 before = Some(serves);
                 tracing::info!(ready = serves, "readiness");
@@ -287,90 +388,5 @@ impl Probe {
                 self.health.set_ready(serves).await;
             }
         }
-    }
-}
-
-fn listen(setting: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    let bind = || {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        // A restart must not wait for the sockets of the process before it.
-        socket.set_reuse_address(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        socket.set_nonblocking(true)?;
-        TcpListener::from_std(socket.into())
-    };
-    bind().map_err(|error| anyhow::anyhow!("{setting}: {address}: {error}"))
-}
-
-fn listen_operators(config: &Config) -> anyhow::Result<Option<TcpListener>> {
-    match config.metrics_listen.as_str() {
-        "" => Ok(None),
-        address => listen("metrics_listen", address.parse()?).map(Some),
-    }
-}
-
-fn open_store(config: &Config) -> anyhow::Result<Arc<dyn SessionStore>> {
-    let StoreTarget::Sqlite(path) = config.store.target().map_err(|rule| anyhow::anyhow!("store.url: {rule}"))?;
-    let max = config.store.max_size.as_usize() as u64;
-    let mut options = SqliteOptions::default();
-    options.max_bytes = (max > 0).then_some(max);
-    let store = SqliteStore::open(&path, &options).with_context(|| format!("store.url: {}", path.display()))?;
-    Ok(Arc::new(store))
-}
-
-fn server_tls(config: &Config) -> anyhow::Result<Option<ServerTlsConfig>> {
-    let TlsConfig { cert_file, key_file, client_ca_file } = &config.tls;
-    if !config.tls.is_enabled() {
-        return Ok(None);
-    }
-    let read = |setting: &str, file: &str| std::fs::read(file).with_context(|| format!("tls.{setting}: {file}"));
-    let identity = Identity::from_pem(read("cert_file", cert_file)?, read("key_file", key_file)?);
-    let mut tls = ServerTlsConfig::new().identity(identity).timeout(config.limits.handshake_timeout);
-    if !client_ca_file.is_empty() {
-        tls = tls.client_ca_root(Certificate::from_pem(read("client_ca_file", client_ca_file)?));
-    }
-    // Built once for nothing, so that a file that is no certificate is refused before anything listens.
-    tonic::transport::Server::builder().tls_config(tls.clone()).context("tls.cert_file, tls.key_file")?;
-    Ok(Some(tls))
-}
-
-fn queue_limits(config: &Config) -> QueueLimits {
-    QueueLimits { events: config.session.queue_events, bytes: config.session.queue_bytes.as_usize() }
-}
-
-fn session_limits(config: &Config) -> SessionLimits {
-    let session = &config.session;
-    SessionLimits {
-        max_active: session.active_per_user,
-        replay: session.replay_entries,
-        max_unanswered: session.unanswered,
-        append_rounds: session.append_rounds,
-        heartbeat: session.heartbeat,
-        checkpoint: session.checkpoint,
-        store_call: config.store.call_timeout,
-        away_jitter: config.drain.jitter,
-    }
-}
-
-fn grpc_limits(config: &Config) -> GrpcLimits {
-    let (limits, session) = (&config.limits, &config.session);
-    GrpcLimits {
-        connections: limits.connections as usize,
-        streams: limits.streams_per_connection,
-        user_streams: limits.streams_per_user,
-        message_bytes: limits.request_bytes.as_usize(),
-        header_bytes: u32::try_from(limits.header_bytes.as_usize()).unwrap_or(u32::MAX),
-        ping_interval: limits.keepalive,
-        call_timeout: CALL_TIMEOUT,
-        queue: queue_limits(config),
-        frames: FrameLimits {
-            frame_bytes: limits.frame_bytes.as_usize(),
-            text_bytes: session.message_bytes.as_usize(),
-            per_second: limits.frames_per_second,
-            malformed_per_minute: limits.malformed_per_minute as usize,
-            expiry_warning: session.expiry_warning,
-        },
-        pages: PageSizes { default: session.page_size, max: session.max_page_size },
     }
 }

@@ -1,8 +1,9 @@
 //! Core of Chatbox: sessions and their log, generation, storage, and the `ChatCore` gRPC service.
 //!
-//! Imports go downward only: `main → app → grpc → session → {llm, store, seal} → domain → chatbox_proto`.
+//! Imports go downward only: `main → app → grpc → session → {llm, store, bus, seal} → domain → chatbox_proto`.
 
 pub mod app;
+pub mod bus;
 pub mod config;
 pub mod domain;
 pub mod grpc;

@@ -92,6 +92,10 @@ pub struct Metrics {
     pub tasks_live: Gauge,
     /// Connections to the gRPC listener.
     pub connections: Gauge,
+    /// Whether the other cores can be reached: 0 or 1.
+    pub bus_connected: Gauge,
+    /// Hints that could not be kept until they were sent.
+    pub bus_dropped: Counter,
     /// Pieces of replies that were given to rooms.
     pub deltas: Counter,
     appends: Family<Outcome, Counter>,
@@ -126,6 +130,8 @@ impl Metrics {
             replies_running: Gauge::default(),
             tasks_live: Gauge::default(),
             connections: Gauge::default(),
+            bus_connected: Gauge::default(),
+            bus_dropped: Counter::default(),
             deltas: Counter::default(),
             appends: Family::default(),
             append_seconds: Family::new_with_constructor(|| Histogram::new(APPEND_BUCKETS)),
@@ -154,6 +160,8 @@ impl Metrics {
         core.register("replies_running", "Replies being generated", self.replies_running.clone());
         core.register("tasks_live", "Tasks that run", self.tasks_live.clone());
         core.register("connections", "Connections to the gRPC listener", self.connections.clone());
+        core.register("bus_connected", "Whether the bus can be reached", self.bus_connected.clone());
+        core.register("bus_dropped", "Hints that were not sent to other cores", self.bus_dropped.clone());
         core.register("deltas", "Pieces of replies", self.deltas.clone());
         core.register("appends", "Appends to logs, by outcome", self.appends.clone());
         core.register("replies", "Finished replies, by model and outcome", self.replies.clone());

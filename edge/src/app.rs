@@ -19,6 +19,9 @@ use crate::{
 /// Time for the last scrape to be answered.
 const OPERATORS_GRACE: Duration = Duration::from_millis(500);
 
+/// What is left of the deadline when the rest is cut: for the operators' listener, and the end of the process.
+const LAST_STEPS: Duration = Duration::from_millis(700);
+
 /// An edge that is bound and not running yet. Dropping it releases everything.
 #[derive(Debug)]
 pub struct App {
@@ -96,6 +99,13 @@ impl App {
                 () = until.cancelled() => {}
             }
         });
+        let (core, until) = (Arc::clone(&edge.core), edge.draining.clone());
+        edge.tasks.spawn("cores", async move {
+            tokio::select! {
+                () = core.watch() => {}
+                () = until.cancelled() => {}
+            }
+        });
         tracing::info!("serving");
         shutdown.cancelled().await;
         drain(&edge, &stop_accepting).await;
@@ -128,7 +138,7 @@ impl Operators {
     }
 }
 
-/// The phases of the way out, each bounded:
+/// The phases of the way out, each bounded, all of them before one deadline whatever clients and core do:
 /// 1. readiness goes down, and load balancers get time to notice;
 /// 2. no connection is accepted any more;
 /// 3. every socket is told `going_away` and closed with 1001, spread over the jitter; HTTP answers are finished;
@@ -142,7 +152,8 @@ async fn drain(edge: &Edge, stop_accepting: &CancellationToken) {
     tokio::time::sleep(config.notice).await;
     stop_accepting.cancel();
     edge.draining.cancel();
-    match tokio::time::timeout_at(started + config.deadline, edge.tasks.drained()).await {
+    let cut_at = started + config.deadline.saturating_sub(LAST_STEPS);
+    match tokio::time::timeout_at(cut_at, edge.tasks.drained()).await {
         Ok(()) => tracing::info!(drain.duration_ms = started.elapsed().as_millis(), "drained"),
         Err(_) => tracing::warn!(tasks = edge.tasks.len(), "the drain deadline has passed, cutting the rest"),
     }

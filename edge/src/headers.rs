@@ -52,6 +52,18 @@ pub(crate) async fn add(State(edge): State<Arc<Edge>>, request: Request, next: N
     response
 }
 
+/// The same headers as the text of an answer that never was a response of the router. HSTS is not among them: whether a
+/// request whose head cannot be read came over TLS is not known.
+pub(crate) fn as_text() -> String {
+    let mut headers: HeaderMap = FIXED.into_iter().collect();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(CSP, API_POLICY);
+    deny_frames_for_old_browsers(&mut headers);
+    let line =
+        |(name, value): (&HeaderName, &HeaderValue)| format!("{name}: {}\r\n", value.to_str().unwrap_or_default());
+    headers.iter().map(line).collect()
+}
+
 /// `X-Frame-Options` knows no list: it is only sent when nobody may frame.
 fn deny_frames_for_old_browsers(headers: &mut HeaderMap) {
     let nobody = headers.get(CSP).and_then(|v| v.to_str().ok()).is_some_and(|v| v.contains("frame-ancestors 'none'"));

@@ -23,7 +23,7 @@ pub use app::App;
 pub use config::Config;
 pub use http::pages::is_built as page_is_built;
 #[doc(hidden)]
-pub use ws::echo;
+pub use ws::{echo, probe};
 
 #[cfg(test)]
 mod testing;

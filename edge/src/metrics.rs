@@ -21,6 +21,15 @@ pub(crate) struct Metrics {
     pub(crate) handshakes_refused: Family<ReasonLabel, Counter>,
     pub(crate) requests: Family<RequestLabels, Counter<u64, AtomicU64>>,
     pub(crate) panics: Counter,
+    /// Sockets whose stream to core is being opened again.
+    pub(crate) reopening: Gauge,
+    pub(crate) reopens: Family<OutcomeLabel, Counter>,
+}
+
+/// How something ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct OutcomeLabel {
+    pub(crate) outcome: &'static str,
 }
 
 /// Why something was refused.
@@ -59,6 +68,8 @@ impl Metrics {
             handshakes_refused: Family::default(),
             requests: Family::default(),
             panics: Counter::default(),
+            reopening: Gauge::default(),
+            reopens: Family::default(),
             registry: Registry::default(),
         };
         registry.register("connections", "WebSocket connections that are open", metrics.connections.clone());
@@ -76,6 +87,12 @@ impl Metrics {
             metrics.handshakes_refused.clone(),
         );
         registry.register("http_requests", "HTTP requests, by route and status", metrics.requests.clone());
+        registry.register(
+            "streams_reopening",
+            "Connections whose stream to core is being opened again",
+            metrics.reopening.clone(),
+        );
+        registry.register("reopens", "Streams to core that were lost, by what became of it", metrics.reopens.clone());
         registry.register("panics", "Panics that were caught", metrics.panics.clone());
         metrics.registry = registry;
         metrics
@@ -95,6 +112,10 @@ impl Metrics {
 
     pub(crate) fn handshake_refused(&self, reason: &'static str) {
         self.handshakes_refused.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    pub(crate) fn reopened(&self, outcome: &'static str) {
+        self.reopens.get_or_create(&OutcomeLabel { outcome }).inc();
     }
 
     pub(crate) fn closed(&self, code: u16, by: &'static str) {

@@ -37,6 +37,8 @@ pub(crate) struct Edge {
     pub(crate) seats: Seats,
     /// One permit per socket.
     pub(crate) sockets: Arc<Semaphore>,
+    /// One permit per stream that is being opened again.
+    pub(crate) reopens: Semaphore,
     pub(crate) metrics: Metrics,
     pub(crate) tasks: Tasks,
     /// Cancelled when the edge no longer wants new work.
@@ -60,6 +62,7 @@ impl Edge {
             handshakes: Handshakes::new(config.limits.handshakes_per_ip),
             seats: Seats::new(config.limits.connections_per_user),
             sockets: Arc::new(Semaphore::new(config.limits.connections as usize)),
+            reopens: Semaphore::new(config.core.reopens),
             tasks: Tasks::new(metrics.panics.clone()),
             metrics,
             leaving: CancellationToken::new(),

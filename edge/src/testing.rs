@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -42,6 +42,9 @@ pub(crate) fn config() -> Config {
     config.drain.notice = Duration::ZERO;
     config.drain.jitter = Duration::ZERO;
     config.limits.handshakes_per_ip = 100_000;
+    // Cores that tests play send no heartbeats, and their end is the end unless a test is about what follows.
+    config.core.heartbeat = Duration::ZERO;
+    config.core.reopen_timeout = Duration::ZERO;
     config
 }
 
@@ -71,12 +74,21 @@ pub(crate) fn token_for(user_id: &str, lifetime: Duration, roles: &[Role]) -> St
 /// A core that a test plays.
 #[derive(Debug)]
 pub(crate) struct FakeCore {
+    latency: Duration,
     opened: mpsc::Sender<Chat>,
     chats: AsyncMutex<mpsc::Receiver<Chat>>,
     pub(crate) ready: AtomicBool,
     /// Streams never come up.
     pub(crate) hang: AtomicBool,
-    pub(crate) chat_failure: Mutex<Option<Failure>>,
+    /// Events of new streams panic.
+    pub(crate) panics: AtomicBool,
+    /// No stream comes up.
+    pub(crate) down: AtomicBool,
+    /// What the next streams are refused with.
+    pub(crate) refusals: Mutex<VecDeque<Failure>>,
+    /// Streams that are being opened now, and the most there ever were.
+    pub(crate) opening: AtomicUsize,
+    pub(crate) most_opening: AtomicUsize,
     /// Answers of the next unary calls; without one: an empty message.
     pub(crate) answers: Mutex<VecDeque<Result<Bytes, Failure>>>,
     pub(crate) calls: Mutex<Vec<(Call, Caller, Bytes)>>,
@@ -101,6 +113,11 @@ impl Chat {
         let _ = self.events.send(Ok(event.encode_to_vec().into())).await;
     }
 
+    /// Whether the edge has let go of it.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.events.is_closed()
+    }
+
     pub(crate) async fn fail(mut self, failure: Failure) {
         let _ = self.events.send(Err(failure)).await;
     }
@@ -108,13 +125,23 @@ impl Chat {
 
 impl FakeCore {
     pub(crate) fn new() -> Arc<Self> {
+        Self::slow(Duration::ZERO)
+    }
+
+    /// Streams take this long to come up.
+    pub(crate) fn slow(latency: Duration) -> Arc<Self> {
         let (opened, chats) = mpsc::channel(10_000);
         Arc::new(Self {
+            latency,
             opened,
             chats: AsyncMutex::new(chats),
             ready: AtomicBool::new(true),
             hang: AtomicBool::new(false),
-            chat_failure: Mutex::default(),
+            panics: AtomicBool::new(false),
+            down: AtomicBool::new(false),
+            refusals: Mutex::default(),
+            opening: AtomicUsize::new(0),
+            most_opening: AtomicUsize::new(0),
             answers: Mutex::default(),
             calls: Mutex::default(),
         })
@@ -136,9 +163,20 @@ impl CoreApi for FakeCore {
         if self.hang.load(Ordering::Relaxed) {
             return std::future::pending().await;
         }
-        let failure = self.chat_failure.lock().unwrap().take();
-        if let Some(failure) = failure {
-            return Err(failure);
+        let now = self.opening.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most_opening.fetch_max(now, Ordering::Relaxed);
+        // So that those who come at once meet.
+        tokio::time::sleep(self.latency).await;
+        self.opening.fetch_sub(1, Ordering::Relaxed);
+        if self.down.load(Ordering::Relaxed) {
+            return Err(core_unavailable());
+        }
+        let refusal = self.refusals.lock().unwrap().pop_front();
+        if let Some(refusal) = refusal {
+            return Err(refusal);
+        }
+        if self.panics.load(Ordering::Relaxed) {
+            return Ok(Box::pin(futures_util::stream::poll_fn(|_| panic!("this panic is part of a test"))));
         }
         let (events, stream) = mpsc::channel(0);
         let _ = self.opened.clone().send(Chat { caller: caller.clone(), frames, events }).await;

@@ -6,6 +6,16 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+/// Longest id that a client makes up: request ids, client message ids.
+const MAX_CLIENT_ID: usize = 64;
+
+/// Whether a text may be the id of a client's own making: at most 64 visible ASCII characters, so no spaces. Empty passes;
+/// where an id is required that is another rule.
+#[must_use]
+pub fn is_client_id(text: &str) -> bool {
+    text.len() <= MAX_CLIENT_ID && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
 /// A text that is not an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be a UUID in its hyphenated lower-case form")]
@@ -33,7 +43,7 @@ macro_rules! id {
 
             /// From 16 stored bytes.
             #[must_use]
-            pub fn from_bytes(bytes: [u8; 16]) -> Self {
+            pub const fn from_bytes(bytes: [u8; 16]) -> Self {
                 Self(Uuid::from_bytes(bytes))
             }
         }
@@ -78,6 +88,14 @@ id! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_of_clients_are_short_and_visible() {
+        for (text, good) in [("", true), ("a-1_Z~!", true), ("a b", false), ("a\n", false), ("é", false)] {
+            assert_eq!(is_client_id(text), good, "{text:?}");
+        }
+        assert!(is_client_id(&"x".repeat(64)) && !is_client_id(&"x".repeat(65)));
+    }
 
     #[test]
     fn an_id_round_trips_through_its_text() {

@@ -44,10 +44,27 @@ pub fn from_slice_strict<T: DeserializeOwned>(json: &[u8]) -> Result<T, Failure>
     }
 }
 
-/// Writes a message. Fields with their default value are left out.
+/// An enum value as the generated code writes it.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum EnumValue<T> {
+    /// One that we know.
+    Name(T),
+    /// One that only a newer peer knows.
+    Number(i32),
+}
+
+/// Writes a message of our own making. Fields with their default value are left out.
 #[must_use]
 pub fn to_string<T: Serialize>(message: &T) -> String {
     serde_json::to_string(message).expect("generated messages have string keys and do not fail to serialize")
+}
+
+/// Writes a message that somebody else made; `None` when it holds a value without a JSON form, like a duration whose parts
+/// have different signs.
+#[must_use]
+pub fn try_to_string<T: Serialize>(message: &T) -> Option<String> {
+    serde_json::to_string(message).ok()
 }
 
 /// Like [`to_string`], into bytes.
@@ -105,6 +122,12 @@ mod tests {
         assert!(from_slice::<ChatRequest>(br#"{"detach":{},"later":1}"#).is_ok());
         let failure = from_slice_strict::<CreateSessionRequest>(br#"{"modle":"x"}"#).unwrap_err();
         assert_eq!(failure.violations[0].0, "modle");
+    }
+
+    #[test]
+    fn an_enum_value_of_a_newer_peer_is_written_as_its_number() {
+        let error = crate::v1::Error { code: 4_711, ..crate::v1::Error::default() };
+        assert_eq!(to_string(&error), r#"{"code":4711}"#);
     }
 
     #[test]

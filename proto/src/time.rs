@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 /// The beginning of the year 1 and the end of the year 9999, between which RFC 3339 can show a time.
 const FIRST_SECOND: i64 = -62_135_596_800;
 const LAST_SECOND: i64 = 253_402_300_799;
+const MAX_NANOS: u32 = 999_999_999;
 
 /// A point in time.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, prost::Message)]
@@ -33,7 +34,8 @@ impl Timestamp {
     /// What RFC 3339 cannot show becomes the nearest time that it can: a clock that is off must not cost an event.
     fn to_utc(self) -> DateTime<Utc> {
         let seconds = self.seconds.clamp(FIRST_SECOND, LAST_SECOND);
-        DateTime::from_timestamp(seconds, u32::try_from(self.nanos).unwrap_or(0)).unwrap_or_default()
+        let nanos = u32::try_from(self.nanos).unwrap_or(0).min(MAX_NANOS);
+        DateTime::from_timestamp(seconds, nanos).unwrap_or_default()
     }
 }
 
@@ -56,8 +58,14 @@ impl<'de> Deserialize<'de> for Timestamp {
         let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
         let time =
             DateTime::parse_from_rfc3339(&text).map_err(|_| D::Error::custom("must be an RFC 3339 timestamp"))?;
-        let nanos = i32::try_from(time.timestamp_subsec_nanos()).unwrap_or(0);
-        Ok(Self { seconds: time.timestamp(), nanos })
+        // A leap second is read as nanoseconds beyond the second; Unix time has no place for it but the next second.
+        let (over, nanos) =
+            (time.timestamp_subsec_nanos() / 1_000_000_000, time.timestamp_subsec_nanos() % 1_000_000_000);
+        let seconds = time.timestamp() + i64::from(over);
+        if !(FIRST_SECOND..=LAST_SECOND).contains(&seconds) {
+            return Err(D::Error::custom("must be from the year 1 to the year 9999"));
+        }
+        Ok(Self { seconds, nanos: i32::try_from(nanos).unwrap_or(0) })
     }
 }
 
@@ -84,6 +92,15 @@ mod tests {
         let zoned: Timestamp = serde_json::from_str("\"2026-11-22T17:02:15+01:00\"").unwrap();
         assert_eq!(utc, zoned);
         assert!(serde_json::from_str::<Timestamp>("\"yesterday\"").is_err());
+    }
+
+    #[test]
+    fn a_leap_second_is_the_next_second_and_years_outside_the_calendar_are_refused() {
+        let read = |text: &str| serde_json::from_value::<Timestamp>(text.into());
+        assert_eq!(read("2016-12-31T23:59:60.5Z").unwrap(), read("2017-01-01T00:00:00.5Z").unwrap());
+        for outside in ["0000-12-31T23:59:59Z", "0001-01-01T00:00:00+00:01", "9999-12-31T23:59:60Z"] {
+            assert!(read(outside).is_err(), "{outside}");
+        }
     }
 
     #[test]

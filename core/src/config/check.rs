@@ -23,6 +23,7 @@ impl Config {
         let mut mistakes = Vec::new();
         self.check_listeners(&mut mistakes);
         self.check_store(&mut mistakes);
+        self.bus.check(self.profile.is_production(), &mut mistakes);
         self.check_keys(&mut mistakes);
         mistakes.extend(self.token.check(self.profile.is_production()));
         self.check_models(&mut mistakes);
@@ -65,7 +66,10 @@ impl Config {
     fn check_store(&self, mistakes: &mut Vec<String>) {
         if let Err(rule) = self.store.target() {
             mistakes.push(format!("store.url: {rule}"));
+        } else if let Some(rule) = self.store.production_mistake().filter(|_| self.profile.is_production()) {
+            mistakes.push(format!("store.url: {rule}"));
         }
+        within("store.pool_size", self.store.pool_size, 4, 500, mistakes);
         if self.store.max_size != ByteSize::bytes(0) {
             within("store.max_size", self.store.max_size, ByteSize::mib(1), ByteSize::mib(1 << 20), mistakes);
         }
@@ -133,6 +137,7 @@ impl Config {
             &[
                 ("session.heartbeat", session.heartbeat, ms(100), 5 * MINUTE),
                 ("session.checkpoint", session.checkpoint, ms(50), ms(10_000)),
+                ("session.reply_lapse", session.reply_lapse, ms(2_000), 5 * MINUTE),
                 ("session.expiry_warning", session.expiry_warning, Duration::ZERO, HOUR),
             ],
             mistakes,
@@ -142,6 +147,7 @@ impl Config {
     fn check_limits(&self, mistakes: &mut Vec<String>) {
         let limits = &self.limits;
         within("limits.connections", limits.connections, 1, 1_000_000, mistakes);
+        within("limits.connections_per_ip", limits.connections_per_ip, 1, 1_000_000, mistakes);
         within("limits.streams_per_connection", limits.streams_per_connection, 1_000, 1_000_000, mistakes);
         within("limits.streams_per_user", limits.streams_per_user, 1, 10_000, mistakes);
         within("limits.frames_per_second", limits.frames_per_second, 1, 10_000, mistakes);
@@ -252,7 +258,7 @@ fn check_provider(name: &str, provider: &ProviderConfig, used: bool, production:
     within(&name("queue"), provider.queue, 0, 100_000, mistakes);
     within(&name("breaker_failures"), provider.breaker_failures, 0, 10_000, mistakes);
     within(&name("event_bytes"), provider.event_bytes, ByteSize::kib(16), ByteSize::mib(16), mistakes);
-    within(&name("reply_bytes"), provider.reply_bytes, ByteSize::kib(16), ByteSize::mib(4), mistakes);
+    within(&name("reply_bytes"), provider.reply_bytes, ByteSize::kib(16), ByteSize::mib(3), mistakes);
 }
 
 const MINUTE: Duration = Duration::from_secs(60);

@@ -89,7 +89,7 @@ pub struct ProviderConfig {
     pub breaker_pause: Duration,
     /// One event of a stream: 16 KiB to 16 MiB. Default 1 MiB.
     pub event_bytes: ByteSize,
-    /// The text of one reply: 16 KiB to 4 MiB. It ends there as at the model's own limit. Default 1 MiB.
+    /// The text of one reply: 16 KiB to 3 MiB, since gRPC clients take 4 MiB at once. It ends there as at the model's own limit. Default 1 MiB.
     pub reply_bytes: ByteSize,
     /// Pause before each word of the demo model: 0 s to 1 s. Default 30 ms.
     #[serde(with = "settings::duration")]

@@ -4,6 +4,7 @@
 //!
 //! Every setting is also a variable: see [`chatbox_proto::settings`]. Those of core begin with `CHATBOX_CORE_`.
 
+mod bus;
 mod check;
 mod generation;
 mod model;
@@ -11,19 +12,20 @@ mod server;
 mod session;
 mod storage;
 
-use std::{collections::BTreeMap, io, net::SocketAddr, path::Path};
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use chatbox_proto::{
-    settings::{self, Mistakes, Profile, Vars},
+    settings::{self, Mistakes, Profile, ReadFile, Vars},
     token::{Secret, TokenConfig},
 };
 use serde::{Deserialize, Serialize};
 
+pub use bus::BusConfig;
 pub use generation::{KeyPlace, OutputLimit, ProviderConfig, ProviderKind};
 pub use model::{ModelConfig, OnLoss};
 pub use server::{DrainConfig, LimitsConfig, LogConfig, LogFormat, TlsConfig};
 pub use session::SessionConfig;
-pub use storage::{KeyConfig, KeysConfig, StoreConfig, StoreTarget};
+pub use storage::{KeyConfig, KeysConfig, StoreConfig, StoreTarget, StoreUrl};
 
 /// The role in the names of variables: `CHATBOX_CORE_…`.
 pub const ROLE: &str = "CORE";
@@ -45,6 +47,8 @@ pub struct Config {
     pub tls: TlsConfig,
     /// Where sessions are kept.
     pub store: StoreConfig,
+    /// The way between cores that share the store.
+    pub bus: BusConfig,
     /// The keys that what is stored is sealed with.
     pub keys: KeysConfig,
     /// How tokens are verified.
@@ -73,6 +77,7 @@ impl Default for Config {
             default_model: String::new(),
             tls: TlsConfig::default(),
             store: StoreConfig::default(),
+            bus: BusConfig::default(),
             keys: KeysConfig::default(),
             token: TokenConfig::default(),
             providers: generation::built_in(),
@@ -84,9 +89,6 @@ impl Default for Config {
         }
     }
 }
-
-/// Reads a file that a setting names. `main` passes `std::fs::read_to_string`.
-pub type ReadFile<'a> = &'a dyn Fn(&Path) -> io::Result<String>;
 
 impl Config {
     /// Defaults, laid over by the TOML text, laid over by the variables; then the secrets that are in files.
@@ -115,25 +117,22 @@ impl Config {
 
     fn read_secrets(&mut self, read_file: ReadFile<'_>) -> Vec<String> {
         let mut mistakes = Vec::new();
-        let mut read = |name: String, secret: &mut Secret, file: &str| {
-            if file.is_empty() {
-                return;
-            }
-            if !secret.is_empty() {
-                mistakes.push(format!("{name}, {name}_file: set only one of them"));
-                return;
-            }
-            match read_file(Path::new(file)) {
-                // Editors end a file with a line feed; no secret does.
-                Ok(text) => *secret = Secret::new(text.trim_end_matches(['\r', '\n'])),
-                Err(error) => mistakes.push(format!("{name}_file: cannot be read: {}", error.kind())),
-            }
-        };
-        for (index, key) in self.keys.ring.iter_mut().enumerate() {
-            read(format!("keys.ring[{index}].key"), &mut key.key, &key.key_file);
+        mistakes.extend(self.token.read_secret(read_file).err());
+        let mut url = Secret::new(if self.store.has_own_url() { self.store.url.expose() } else { "" });
+        mistakes.extend(url.read_from("store.url", &self.store.url_file, read_file).err());
+        if !url.is_empty() {
+            self.store.url = url.expose().to_owned().into();
         }
+        for (index, key) in self.keys.ring.iter_mut().enumerate() {
+            mistakes.extend(key.key.read_from(&format!("keys.ring[{index}].key"), &key.key_file, read_file).err());
+        }
+        let bus = &mut self.bus;
+        mistakes.extend(bus.token.read_from("bus.token", &bus.token_file, read_file).err());
+        mistakes.extend(bus.password.read_from("bus.password", &bus.password_file, read_file).err());
+        mistakes.extend(bus.credentials.read_from("bus.credentials", &bus.credentials_file, read_file).err());
         for (name, provider) in &mut self.providers {
-            read(format!("providers.{name}.api_key"), &mut provider.api_key, &provider.api_key_file);
+            let name = format!("providers.{name}.api_key");
+            mistakes.extend(provider.api_key.read_from(&name, &provider.api_key_file, read_file).err());
         }
         mistakes
     }

@@ -31,6 +31,8 @@ impl TlsConfig {
 pub struct LimitsConfig {
     /// Connections to the gRPC listener: 1 to 1,000,000. An edge needs one or two. Default 1,024.
     pub connections: u32,
+    /// Connections from one address: 1 to 1,000,000. Those above it are closed. Default 256.
+    pub connections_per_ip: u32,
     /// Streams on one connection: 1,000 to 1,000,000. One browser is one stream; those above the limit hang. Default 100,000.
     pub streams_per_connection: u32,
     /// `Chat` streams of one user: 1 to 10,000. Above what edges allow, or a reconnect meets its own past. Default 20.
@@ -45,7 +47,7 @@ pub struct LimitsConfig {
     pub frames_per_second: u32,
     /// Frames that could not be decoded, per minute and stream, before it ends: 1 to 10,000. Default 10.
     pub malformed_per_minute: u32,
-    /// Time for a TLS handshake: 100 ms to 1 min. Default 10 s.
+    /// Time for a TLS handshake, and without TLS for the first bytes of HTTP/2: 100 ms to 1 min. Default 10 s.
     #[serde(with = "settings::duration")]
     pub handshake_timeout: Duration,
     /// How often an idle connection is probed: 1 s to 10 min. Default 20 s.
@@ -57,6 +59,7 @@ impl Default for LimitsConfig {
     fn default() -> Self {
         Self {
             connections: 1_024,
+            connections_per_ip: 256,
             streams_per_connection: 100_000,
             streams_per_user: 20,
             frame_bytes: ByteSize::kib(64),

@@ -33,6 +33,9 @@ pub struct SessionConfig {
     /// A reply's row is renewed and its text saved this often while it makes progress: 50 ms to 10 s. Default 500 ms.
     #[serde(with = "settings::duration")]
     pub checkpoint: Duration,
+    /// A reply that its core has not renewed for so long is dead, and another core finishes it: 2 s to 5 min. Default 10 s.
+    #[serde(with = "settings::duration")]
+    pub reply_lapse: Duration,
     /// How long before its expiry a token is announced to expire: 0 s to 1 h. Default 60 s.
     #[serde(with = "settings::duration")]
     pub expiry_warning: Duration,
@@ -52,6 +55,7 @@ impl Default for SessionConfig {
             append_rounds: 8,
             heartbeat: Duration::from_secs(15),
             checkpoint: Duration::from_millis(500),
+            reply_lapse: Duration::from_secs(10),
             expiry_warning: Duration::from_secs(60),
         }
     }

@@ -1,32 +1,78 @@
 //! Where sessions are kept, and the keys they are sealed with.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
 
 use chatbox_proto::{
     settings::{self, ByteSize},
     token::Secret,
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Where sessions are kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StoreConfig {
-    /// `sqlite:` and the path of a file, which is made when it is not there. Default `sqlite:./data/chatbox.db`.
-    pub url: String,
-    /// Size that the database may grow to; writes beyond it fail and nothing is lost: 1 MiB to 1,024 GiB, or `0B` for no
-    /// limit. Default `0B`.
+    /// `sqlite:` and the path of a file, which is made when it is not there; or `mongodb://` with user, password, the members
+    /// of a replica set and the database, as MongoDB's drivers take it. Default `sqlite:./data/chatbox.db`.
+    pub url: StoreUrl,
+    /// A file that holds the URL, for one with a password. Default empty.
+    pub url_file: String,
+    /// Size that a SQLite database may grow to; writes beyond it fail and nothing is lost: 1 MiB to 1,024 GiB, or `0B` for
+    /// no limit. Default `0B`.
     pub max_size: ByteSize,
+    /// Connections to each MongoDB server at most: 4 to 500. Default 32.
+    pub pool_size: u32,
     /// Time for one call: 100 ms to 1 min. Default 5 s.
     #[serde(with = "settings::duration")]
     pub call_timeout: Duration,
 }
 
+/// The URL of a store. Shown only when it cannot hold a password.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct StoreUrl(Secret);
+
+impl StoreUrl {
+    /// The URL itself.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        self.0.expose()
+    }
+
+    fn is_open(&self) -> bool {
+        self.expose().starts_with(SQLITE)
+    }
+}
+
+impl From<String> for StoreUrl {
+    fn from(url: String) -> Self {
+        Self(Secret::new(url))
+    }
+}
+
+impl fmt::Debug for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_open() { f.write_str(self.expose()) } else { self.0.fmt(f) }
+    }
+}
+
+impl Serialize for StoreUrl {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.is_open() { serializer.serialize_str(self.expose()) } else { self.0.serialize(serializer) }
+    }
+}
+
+const SQLITE: &str = "sqlite:";
+const MONGODB: &str = "mongodb://";
+const DEFAULT_URL: &str = "sqlite:./data/chatbox.db";
+
 impl Default for StoreConfig {
     fn default() -> Self {
         Self {
-            url: "sqlite:./data/chatbox.db".to_owned(),
+            url: DEFAULT_URL.to_owned().into(),
+            url_file: String::new(),
             max_size: ByteSize::bytes(0),
+            pool_size: 32,
             call_timeout: Duration::from_secs(5),
         }
     }
@@ -37,6 +83,8 @@ impl Default for StoreConfig {
 pub enum StoreTarget {
     /// An embedded database in this file.
     Sqlite(PathBuf),
+    /// A MongoDB replica set at this URI.
+    Mongo(Secret),
 }
 
 impl StoreConfig {
@@ -45,8 +93,16 @@ impl StoreConfig {
     /// # Errors
     /// The rule that the URL breaks.
     pub fn target(&self) -> Result<StoreTarget, &'static str> {
-        const RULE: &str = "must be like sqlite:./data/chatbox.db";
-        let path = self.url.strip_prefix("sqlite:").ok_or(RULE)?;
+        const RULE: &str =
+            "must be like sqlite:./data/chatbox.db or mongodb://user:password@host/chatbox?replicaSet=rs0";
+        let url = self.url.expose();
+        if let Some(rest) = url.strip_prefix(MONGODB) {
+            return if rest.is_empty() { Err(RULE) } else { Ok(StoreTarget::Mongo(self.url.0.clone())) };
+        }
+        if url.starts_with("mongodb+srv:") {
+            return Err("mongodb+srv is not supported: name the members of the replica set, as in mongodb://a,b,c/");
+        }
+        let path = url.strip_prefix(SQLITE).ok_or(RULE)?;
         // The form with an authority, `sqlite:///data/chatbox.db`, names the same file.
         let path = path.strip_prefix("//").unwrap_or(path);
         if path.is_empty() || path.ends_with('/') || path.contains(['\0', '?', '#']) {
@@ -54,6 +110,55 @@ impl StoreConfig {
         }
         Ok(StoreTarget::Sqlite(PathBuf::from(path)))
     }
+
+    /// Whether a URL was set beside the one in the file.
+    pub(super) fn has_own_url(&self) -> bool {
+        self.url.expose() != DEFAULT_URL
+    }
+
+    /// What makes the URL not good enough for production: everything in the database is sealed, but whoever can write there
+    /// can do harm, and whoever listens sees who talks when.
+    pub(super) fn production_mistake(&self) -> Option<&'static str> {
+        let rest = self.url.expose().strip_prefix(MONGODB)?;
+        let (authority, tail) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        let (user, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
+        let options: Vec<(String, &str)> = tail
+            .split_once('?')
+            .map_or("", |(_, options)| options)
+            .split('&')
+            .filter_map(|option| option.split_once('='))
+            .map(|(name, value)| (name.to_ascii_lowercase(), value))
+            .collect();
+        let is = |name: &str, wanted: &str| {
+            options.iter().any(|(other, value)| other == name && value.eq_ignore_ascii_case(wanted))
+        };
+        let password = user.split_once(':').map_or("", |(_, password)| password);
+        if password.is_empty() && !is("authmechanism", "MONGODB-X509") {
+            return Some("must have a user and a password, or authMechanism=MONGODB-X509, in the production profile");
+        }
+        if !password.is_empty() && Secret::new(password).is_placeholder() {
+            return Some("has a placeholder as its password");
+        }
+        if is("tlsinsecure", "true")
+            || is("tlsallowinvalidcertificates", "true")
+            || is("tlsallowinvalidhostnames", "true")
+        {
+            return Some("must not switch the verification of certificates off in the production profile");
+        }
+        let encrypted = is("tls", "true") || is("ssl", "true");
+        if !encrypted && !hosts.split(',').all(is_loopback) {
+            return Some("must have tls=true in the production profile, unless all servers are on this machine");
+        }
+        None
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// The keys that what is stored is sealed with: at least one.

@@ -14,6 +14,7 @@ use prost::Message as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
+use tracing::{Instrument as _, Span};
 
 use super::{
     auth::{self, Authenticator},
@@ -45,6 +46,8 @@ pub(super) struct Connection {
     rate: FrameRate,
     strikes: Strikes,
     warned: bool,
+    /// That of the call, until the stream is open: to hold it for life would cost each frame and each idle stream.
+    span: Span,
 }
 
 /// What follows from a frame.
@@ -70,6 +73,7 @@ impl Connection {
             rate: FrameRate::new(limits.per_second),
             strikes: Strikes::new(limits.malformed_per_minute),
             warned: false,
+            span: Span::current(),
         }
     }
 
@@ -156,7 +160,11 @@ impl Connection {
         let sender = self.open.as_ref().map(|_| &self.caller);
         match convert::frame(request, sender, self.limits.text_bytes)? {
             // Boxed: what happens once in the life of a stream would make its task half as large again for all of it.
-            ClientFrame::Open(open) => Box::pin(self.open(request_id, open)).await?,
+            ClientFrame::Open(open) => {
+                let span = self.span.clone();
+                Box::pin(self.open(request_id, open)).instrument(span).await?;
+                self.span = Span::none();
+            }
             ClientFrame::Room(frame) => {
                 let open = self.open.as_ref().ok_or_else(convert::not_open)?;
                 open.room.frame(open.subscriber, request_id, frame).await?;
@@ -288,3 +296,6 @@ async fn room_closed(open: Option<&OpenSession>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

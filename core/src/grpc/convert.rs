@@ -2,7 +2,7 @@
 //! whether it is allowed is decided further down.
 
 use chatbox_proto::{
-    ids::{MessageId, SessionId},
+    ids::{MessageId, SessionId, is_client_id},
     status::Failure,
     v1::{ChatRequest, chat_request as request},
 };
@@ -11,9 +11,6 @@ use crate::{
     domain::entry::{Message, Sender},
     session::Frame,
 };
-
-/// Longest client message id and request id, in printable ASCII characters.
-const MAX_ID: usize = 64;
 
 /// A frame of a client, checked for form.
 #[derive(Debug)]
@@ -113,11 +110,7 @@ fn message_id(field: &'static str, text: &str) -> Result<MessageId, Failure> {
 
 /// At most 64 printable ASCII characters; may be empty.
 pub(super) fn printable(field: &'static str, text: &str) -> Result<(), Failure> {
-    if text.len() <= MAX_ID && text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        Ok(())
-    } else {
-        Err(Failure::invalid(field, "at most 64 printable ASCII characters"))
-    }
+    if is_client_id(text) { Ok(()) } else { Err(Failure::invalid(field, "at most 64 printable ASCII characters")) }
 }
 
 /// At most `max` characters.

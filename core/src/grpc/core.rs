@@ -87,7 +87,9 @@ impl ChatCore for CoreService {
         let caller = auth::session_caller(&identity)?;
         let queue = Queue::new(self.queue);
         let events = QueueStream::new(queue.clone());
-        let permit = self.streams.enter(&caller.user_id)?;
+        // Held by the answer too: one that nobody reads is still a stream, also after its task has ended.
+        let permit = Arc::new(self.streams.enter(&caller.user_id)?);
+        let answer_permit = permit.clone();
         let connection = Box::new(Connection::new(self, identity, caller, queue));
         let gauge = self.metrics.subscribers.clone();
         let frames = request.into_inner();
@@ -97,7 +99,10 @@ impl ChatCore for CoreService {
             let _left = (Left(gauge), permit);
             connection.run(frames).await;
         });
-        Ok(Response::new(Box::pin(events.map(|event| event.map_err(Status::from)))))
+        Ok(Response::new(Box::pin(events.map(move |event| {
+            let _held = &answer_permit;
+            event.map_err(Status::from)
+        }))))
     }
 
     async fn generate(&self, request: Request<Streaming<v1::GenerateRequest>>) -> Answer<Self::GenerateStream> {

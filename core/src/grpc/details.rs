@@ -24,7 +24,9 @@ use prost::Message as _;
 use prost_types::FileDescriptorSet;
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
+use tracing::Instrument as _;
 
+use super::trace;
 use crate::metrics::Metrics;
 
 const GRPC_STATUS: &str = "grpc-status";
@@ -74,7 +76,8 @@ where
         let wanted = client_timeout(request.headers());
         // Made now and not when it is first waited for, so that it is over before tonic's own.
         let deadline = tokio::time::sleep(wanted.map_or(self.call_timeout, |wanted| wanted.min(self.call_timeout)));
-        let answer = self.inner.call(request);
+        let span = trace::span(count.method.name, request.headers());
+        let answer = self.inner.call(request).instrument(span);
         Box::pin(async move {
             let answer = tokio::select! {
                 biased;

@@ -13,7 +13,7 @@ use tonic::transport::{Server, ServerTlsConfig};
 use tonic_health::server::HealthReporter;
 
 use super::{
-    accept::connections,
+    accept::{ConnectionLimits, connections},
     admin::AdminService,
     auth::Authenticator,
     core::{CoreService, FrameLimits},
@@ -36,11 +36,22 @@ const STREAM_WINDOW: u32 = 1024 * 1024;
 /// A peer that does not answer a ping within this time is dead.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Streams that a client has reset before they were taken up (CVE-2023-44487). Above it the connection ends with
+/// `ENHANCE_YOUR_CALM`; clients that give up many calls at once are far below it between two reads.
+const RESETS_BEFORE_ACCEPT: usize = 64;
+
+/// Streams that a client has made us reset (CVE-2025-8671). Must be said: left out it means without limit.
+const RESETS_OF_OURS: usize = 1_024;
+
 /// Limits of the server; see the configuration for units and ranges.
 #[derive(Debug, Clone, Copy)]
 pub struct GrpcLimits {
     /// Connections at once; above it the listener's backlog waits.
     pub connections: usize,
+    /// Connections at once from one address; above it they are closed.
+    pub ip_connections: usize,
+    /// Until a connection has begun to speak HTTP/2.
+    pub handshake_timeout: Duration,
     /// Streams per connection.
     pub streams: u32,
     /// Streams per user.
@@ -59,6 +70,18 @@ pub struct GrpcLimits {
     pub frames: FrameLimits,
     /// Sizes of pages.
     pub pages: PageSizes,
+}
+
+impl GrpcLimits {
+    fn of_connections(&self) -> ConnectionLimits {
+        ConnectionLimits {
+            total: self.connections,
+            per_ip: self.ip_connections,
+            handshake: self.handshake_timeout,
+            // A peer that answers pings is never silent for as long as this.
+            silence: 2 * (self.ping_interval + PING_TIMEOUT),
+        }
+    }
 }
 
 /// What the services need.
@@ -150,6 +173,8 @@ impl GrpcServer {
             .http2_keepalive_interval(Some(limits.ping_interval))
             .http2_keepalive_timeout(Some(PING_TIMEOUT))
             .http2_max_header_list_size(Some(limits.header_bytes))
+            .http2_max_pending_accept_reset_streams(Some(RESETS_BEFORE_ACCEPT))
+            .http2_max_local_error_reset_streams(Some(RESETS_OF_OURS))
             .max_concurrent_streams(limits.streams);
         if let Some(tls) = tls {
             server = server.tls_config(tls)?;
@@ -163,7 +188,7 @@ impl GrpcServer {
         };
         let v1 = reflection().build_v1()?;
         let v1alpha = reflection().build_v1alpha()?;
-        let incoming = connections(listener, limits.connections, metrics.connections.clone());
+        let incoming = connections(listener, limits.of_connections(), metrics.connections.clone());
         server
             .layer(DetailsLayer { metrics, call_timeout: limits.call_timeout })
             .add_service(core)

@@ -39,6 +39,13 @@ pub enum Field {
         /// The reply.
         message_id: MessageId,
     },
+    /// What cores tell each other about a session.
+    Bus {
+        /// The session.
+        session: SessionId,
+        /// What it is: a hint never opens as an answer.
+        kind: u8,
+    },
 }
 
 /// Longest form of [`Field::render`]: domain, version and tag, and two ids.
@@ -70,6 +77,11 @@ impl Field {
                 put(&[VERSION, 3]);
                 put(session.as_bytes());
                 put(message_id.as_bytes());
+            }
+            Self::Bus { session, kind } => {
+                put(&[VERSION, 4]);
+                put(session.as_bytes());
+                put(&[kind]);
             }
         }
         (out, len)
@@ -207,6 +219,9 @@ mod tests {
             Field::Checkpoint { session, message_id: other_message },
             Field::Checkpoint { session: other, message_id },
             Field::Checkpoint { session, message_id: same },
+            Field::Bus { session, kind: 1 },
+            Field::Bus { session, kind: 2 },
+            Field::Bus { session: other, kind: 1 },
         ];
         for (i, sealed_for) in places.iter().enumerate() {
             let sealed = key.seal(*sealed_for, b"text");

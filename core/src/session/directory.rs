@@ -8,23 +8,35 @@ use std::{
 };
 
 use chatbox_proto::{ids::SessionId, status::Failure};
-use tokio::sync::watch;
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     error::{SessionError, shutting_down},
+    link::{Link, is_cut_off},
     log::SessionLog,
-    room::{Room, RoomHandle},
+    room::{Opening, Room, RoomHandle},
+    sweep::Sweep,
 };
 use crate::{
+    bus::Bus,
     llm::registry::Models,
     metrics::Metrics,
     seal::{InstallationSecret, KeyRing},
-    store::{BootId, Header, SessionStore},
+    store::{BootId, Header, SessionStore, StoreErrorKind},
 };
 
 /// How often the heads of live sessions are compared with the store, in one read.
 const COMPARE_HEADS: Duration = Duration::from_secs(5);
+
+/// How often while other cores cannot be heard.
+const COMPARE_CUT_OFF: Duration = Duration::from_secs(1);
+
+/// After a loss they are compared after so long.
+const COMPARE_SOON: Duration = Duration::from_millis(50);
 
 /// Sessions per read while heads are compared, and while unfinished sessions are looked for.
 const BATCH: usize = 500;
@@ -32,7 +44,7 @@ const BATCH: usize = 500;
 /// Limits and times of live sessions; see the configuration for units and ranges.
 #[derive(Debug, Clone)]
 pub struct SessionLimits {
-    /// Active sessions per user; 0: no limit.
+    /// Active sessions per user, at least 1.
     pub max_active: u32,
     /// Entries that `open` replays at most.
     pub replay: u64,
@@ -46,6 +58,8 @@ pub struct SessionLimits {
     pub checkpoint: Duration,
     /// One call of the store.
     pub store_call: Duration,
+    /// A reply whose lease was not renewed for so long is dead; its core stops it by then.
+    pub reply_lapse: Duration,
     /// Clients of a core that leaves come back spread over this time.
     pub away_jitter: Duration,
 }
@@ -65,6 +79,7 @@ pub enum Phase {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) store: Arc<dyn SessionStore>,
+    pub(super) bus: Arc<dyn Bus>,
     pub(super) models: Models,
     pub(super) ring: Arc<KeyRing>,
     pub(super) secret: InstallationSecret,
@@ -75,6 +90,7 @@ pub(super) struct Shared {
     pub(super) tasks: TaskTracker,
     pub(super) phase: watch::Receiver<Phase>,
     rooms: Mutex<HashMap<SessionId, RoomHandle>>,
+    compare_now: Notify,
 }
 
 impl Shared {
@@ -91,11 +107,20 @@ impl Shared {
         Failure::from(error)
     }
 
-    /// Counts a failure of the store.
+    /// Counts a failure of the store, and what it gave that cannot be read.
     pub(super) fn count(&self, error: &SessionError) {
-        if let SessionError::Store(error) = error {
-            self.metrics.store_failed(error.kind());
+        match error {
+            SessionError::Store(error) => self.metrics.store_failed(error.kind()),
+            SessionError::Seal(_) | SessionError::Form(_) | SessionError::Order(_) => {
+                self.metrics.store_failed(StoreErrorKind::Corrupt);
+            }
+            SessionError::StoreTimeout => {}
         }
+    }
+
+    /// Heads are compared as soon as may be: a room may have missed something.
+    pub(super) fn compare_heads_now(&self) {
+        self.compare_now.notify_one();
     }
 
     /// Takes out the room that asks.
@@ -124,6 +149,8 @@ pub struct Directory {
 pub struct Parts {
     /// Where sessions are kept.
     pub store: Arc<dyn SessionStore>,
+    /// The way to the other cores that share the store.
+    pub bus: Arc<dyn Bus>,
     /// Who can answer.
     pub models: Models,
     /// The key ring, after its self-test.
@@ -143,6 +170,7 @@ impl Directory {
         let (phase, watched) = watch::channel(Phase::Serving);
         let shared = Shared {
             store: parts.store,
+            bus: parts.bus,
             models: parts.models,
             ring: parts.ring,
             secret: parts.secret,
@@ -152,6 +180,7 @@ impl Directory {
             tasks: TaskTracker::new(),
             phase: watched,
             rooms: Mutex::default(),
+            compare_now: Notify::new(),
         };
         Self { shared: Arc::new(shared), phase }
     }
@@ -169,6 +198,14 @@ impl Directory {
         }
         let header = self.header(id).await?.ok_or_else(Failure::session_not_found)?;
         self.open(header).await
+    }
+
+    /// The room of a session whose header was just read.
+    pub(super) async fn room_of(&self, header: Header) -> Result<RoomHandle, Failure> {
+        match self.live(header.id) {
+            Some(room) => Ok(room),
+            None => self.open(header).await,
+        }
     }
 
     /// The room of a session that is live here.
@@ -191,17 +228,20 @@ impl Directory {
     async fn open(&self, header: Header) -> Result<RoomHandle, Failure> {
         let read = async {
             let log = self.log(&header)?;
+            let link = Link::new(self.shared.bus.clone(), log.id, log.key.clone());
+            // Before the state is read: what is written from here on is either read or heard.
+            let subscription = link.subscribe().await;
             let state = log.state(&header.derived).await?;
             if state.head > header.derived.applied_seq {
                 // Repaired by whoever opens; losing the race to somebody else is as good.
                 let derived = log.derive(&state)?;
                 log.call(log.store.replace_derived(log.id, header.derived.applied_seq, derived)).await?;
             }
-            let marks: BTreeMap<_, _> = log.call(log.store.read_marks(log.id)).await?.into_iter().collect();
-            Ok::<_, SessionError>((log, state, marks))
+            let read_marks: BTreeMap<_, _> = log.call(log.store.read_marks(log.id)).await?.into_iter().collect();
+            let (owner, created_at) = (header.owner.clone(), header.created_at);
+            Ok::<_, SessionError>(Opening { log, owner, created_at, state, read_marks, link, subscription })
         };
-        let (log, state, marks) =
-            read.await.map_err(|error| self.shared.report(&error, "a session could not be opened"))?;
+        let opening = read.await.map_err(|error| self.shared.report(&error, "a session could not be opened"))?;
 
         let mut rooms = self.shared.rooms();
         if let Some(room) = rooms.get(&header.id).filter(|room| !room.is_closed()) {
@@ -210,7 +250,7 @@ impl Directory {
         if *self.shared.phase.borrow() != Phase::Serving {
             return Err(shutting_down());
         }
-        let (room, handle) = Room::new(self.shared.clone(), log, &header.owner, header.created_at, state, marks);
+        let (room, handle) = Room::new(self.shared.clone(), opening);
         rooms.insert(header.id, handle.clone());
         self.shared.metrics.sessions_live.set(rooms.len().try_into().unwrap_or(i64::MAX));
         drop(rooms);
@@ -219,15 +259,20 @@ impl Directory {
         Ok(handle)
     }
 
-    /// Opens the sessions that a crash left unfinished, so that their replies are finished and their messages answered;
-    /// then compares heads with the store until `token` is cancelled.
+    /// Opens the sessions that a crash left unfinished, so that their replies are finished and their messages answered,
+    /// and compares heads with the store, until `token` is cancelled. Where other cores share the store, what they leave
+    /// unfinished is looked for all the time.
     pub async fn run(self, token: CancellationToken) {
+        let recover = async {
+            if self.shared.store.is_shared() {
+                Sweep::new(self.clone()).run().await;
+            } else {
+                self.recover().await;
+            }
+        };
         tokio::select! {
             () = token.cancelled() => {}
-            () = async {
-                self.recover().await;
-                self.compare_heads().await;
-            } => {}
+            _ = async { tokio::join!(recover, self.compare_heads()) } => {}
         }
     }
 
@@ -257,10 +302,25 @@ impl Directory {
     }
 
     async fn compare_heads(&self) {
-        let mut ticks = tokio::time::interval(COMPARE_HEADS);
+        let mut ticks = tokio::time::interval(COMPARE_CUT_OFF);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut compared = None;
         loop {
-            ticks.tick().await;
+            tokio::select! {
+                _ = ticks.tick() => {
+                    // Half a tick early rather than half a tick late.
+                    let due = compared.is_none_or(|at: Instant| at.elapsed() + COMPARE_CUT_OFF / 2 >= COMPARE_HEADS);
+                    if !due && !is_cut_off(&*self.shared.bus) {
+                        continue;
+                    }
+                }
+                () = self.shared.compare_now.notified() => {
+                    // What one loss has done to many rooms is found out by one read.
+                    tokio::time::sleep(COMPARE_SOON).await;
+                }
+            }
+            let read_at = Instant::now();
+            compared = Some(read_at);
             let live: Vec<SessionId> = self.shared.rooms().keys().copied().collect();
             for batch in live.chunks(BATCH) {
                 let call = tokio::time::timeout(self.shared.limits.store_call, self.shared.store.heads(batch));
@@ -268,7 +328,7 @@ impl Directory {
                     Ok(heads) => {
                         for (id, head) in heads {
                             if let Some(room) = self.live(id) {
-                                room.hint_store_head(head);
+                                room.hint_store_head(head, read_at);
                             }
                         }
                     }

@@ -9,10 +9,13 @@ use chatbox_proto::{
 };
 use prost::Message as _;
 
-use crate::domain::{
-    entry::{EndReason, Entry, EntryKind, FinishReason, Message, Sender, SenderRole, Seq, Usage},
-    session::{Responder, SessionState},
-    time::Timestamp,
+use crate::{
+    domain::{
+        entry::{EndReason, Entry, EntryKind, FinishReason, Message, Sender, SenderRole, Seq, Usage},
+        session::{Responder, SessionState},
+        time::Timestamp,
+    },
+    store::Header,
 };
 
 /// An event as it goes out.
@@ -109,6 +112,20 @@ pub fn wire_session(id: &str, owner: &str, created_at: Timestamp, state: &Sessio
         message_count: state.message_count,
         head: state.head,
         usage: Some(wire_usage(state.usage)),
+    }
+}
+
+/// What the header of a session says in the clear, when its sealed state cannot be read: it has no model and no responder.
+pub fn unreadable_session(header: &Header) -> v1::Session {
+    let ended = header.derived.ended;
+    v1::Session {
+        session_id: header.id.to_string(),
+        owner: header.owner.clone(),
+        status: if ended { v1::SessionStatus::Ended } else { v1::SessionStatus::Active }.into(),
+        create_time: Some(wire_time(header.created_at)),
+        last_activity_time: Some(wire_time(header.derived.last_activity)),
+        head: header.derived.applied_seq,
+        ..v1::Session::default()
     }
 }
 

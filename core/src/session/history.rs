@@ -11,6 +11,21 @@ use crate::domain::{
     time::Timestamp,
 };
 
+/// Tag and length of a message within its page.
+const FIELD_OVERHEAD: usize = 5;
+
+/// Messages that are read at first for a page, and later at most at once; in between it goes by how long they are.
+const FIRST_READ: usize = 16;
+const LARGEST_READ: usize = 64;
+
+/// How much a page holds: what is reached first counts, and one message always fits.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    pub(super) messages: usize,
+    /// Of the messages as they are encoded.
+    pub(super) bytes: usize,
+}
+
 /// A message of the history.
 #[derive(Debug, Clone)]
 pub(super) struct HistoryMessage {
@@ -51,19 +66,24 @@ impl<'a> HistoryReader<'a> {
         Self { log, ends: HashMap::new() }
     }
 
-    /// Up to `limit` messages below `before`, newest first; fewer only at the beginning of the log.
-    pub(super) async fn before(&mut self, before: Seq, limit: usize) -> Result<Vec<HistoryMessage>, SessionError> {
+    /// Up to `limit` messages in `(floor, before)`, newest first; fewer only when there are no more.
+    pub(super) async fn before(
+        &mut self,
+        before: Seq,
+        floor: Seq,
+        limit: usize,
+    ) -> Result<Vec<HistoryMessage>, SessionError> {
         let mut messages = Vec::new();
         let mut cursor = before;
-        while messages.len() < limit && cursor > 1 {
-            // Most messages come with a second entry (the start or the end of their reply).
-            let want = u32::try_from((limit - messages.len()) * 2 + 1).unwrap_or(u32::MAX);
-            let entries = self.log.read_before(cursor, want).await?;
+        while messages.len() < limit && cursor > floor + 1 {
+            let want = u64::from(entries_for(limit - messages.len())).min(cursor - floor - 1);
+            let entries = self.log.read_before(cursor, u32::try_from(want).unwrap_or(u32::MAX)).await?;
             let Some(oldest) = entries.last().map(|entry| entry.seq) else { break };
             cursor = oldest;
             self.remember(&entries);
             for entry in entries {
-                if messages.len() < limit {
+                // The document that holds the oldest one wanted may begin below the floor.
+                if messages.len() < limit && entry.seq > floor {
                     messages.extend(self.message(entry).await?);
                 }
             }
@@ -76,8 +96,7 @@ impl<'a> HistoryReader<'a> {
         let mut messages = Vec::new();
         let mut cursor = after;
         while messages.len() < limit {
-            let want = u32::try_from((limit - messages.len()) * 2 + 1).unwrap_or(u32::MAX);
-            let entries = self.log.read_after(cursor, want).await?;
+            let entries = self.log.read_after(cursor, entries_for(limit - messages.len())).await?;
             let Some(newest) = entries.last().map(|entry| entry.seq) else { break };
             cursor = newest;
             self.remember(&entries);
@@ -88,6 +107,36 @@ impl<'a> HistoryReader<'a> {
             }
         }
         Ok(messages)
+    }
+
+    /// A page of the newest messages in `(floor, before)`, newest first.
+    pub(super) async fn page_before(&mut self, before: Seq, floor: Seq, bounds: Bounds) -> Result<Page, SessionError> {
+        let mut page = Page::default();
+        let mut cursor = before;
+        loop {
+            let wanted = page.next_read(bounds);
+            let messages = self.before(cursor, floor, wanted).await?;
+            let all = messages.len() < wanted;
+            cursor = messages.last().map_or(cursor, |oldest| oldest.seq);
+            if !page.take(messages, bounds) || all {
+                return Ok(page);
+            }
+        }
+    }
+
+    /// A page of the oldest messages above `after`, oldest first.
+    pub(super) async fn page_after(&mut self, after: Seq, bounds: Bounds) -> Result<Page, SessionError> {
+        let mut page = Page::default();
+        let mut cursor = after;
+        loop {
+            let wanted = page.next_read(bounds);
+            let messages = self.after(cursor, wanted).await?;
+            let all = messages.len() < wanted;
+            cursor = messages.last().map_or(cursor, |newest| newest.seq);
+            if !page.take(messages, bounds) || all {
+                return Ok(page);
+            }
+        }
     }
 
     fn remember(&mut self, entries: &[Entry]) {
@@ -143,6 +192,49 @@ impl<'a> HistoryReader<'a> {
                 }
             }
         }
+    }
+}
+
+/// Entries to read for so many messages: most come with a second entry, the start or the end of their reply.
+fn entries_for(messages: usize) -> u32 {
+    u32::try_from(messages * 2 + 1).unwrap_or(u32::MAX)
+}
+
+/// Messages of one page, in the order in which they were read.
+#[derive(Debug, Default)]
+pub(super) struct Page {
+    pub(super) messages: Vec<v1::Message>,
+    /// There are more in this direction.
+    pub(super) more: bool,
+    bytes: usize,
+}
+
+impl Page {
+    /// How many messages to read next: no more than will fit if they are like those before, so that a page of long ones
+    /// does not hold many times what it returns. One more than wanted tells whether there is a next page.
+    fn next_read(&self, bounds: Bounds) -> usize {
+        let taken = self.messages.len();
+        let like_before = match self.bytes.checked_div(taken) {
+            Some(average) => bounds.bytes.saturating_sub(self.bytes) / average.max(1) + 1,
+            None => FIRST_READ,
+        };
+        (bounds.messages + 1 - taken).min(like_before).min(LARGEST_READ)
+    }
+
+    /// Takes what fits, and at least one message; `false` once something did not.
+    fn take(&mut self, messages: Vec<HistoryMessage>, bounds: Bounds) -> bool {
+        for message in messages {
+            let message = message.into_wire();
+            let bytes = prost::Message::encoded_len(&message) + FIELD_OVERHEAD;
+            let full = self.messages.len() >= bounds.messages || self.bytes + bytes > bounds.bytes;
+            if full && !self.messages.is_empty() {
+                self.more = true;
+                return false;
+            }
+            self.bytes += bytes;
+            self.messages.push(message);
+        }
+        true
     }
 }
 

@@ -115,7 +115,8 @@ impl SessionLog {
         }
     }
 
-    fn open_document(&self, document: &LogDocument) -> Result<Vec<Entry>, SessionError> {
+    /// The entries of a document.
+    pub(super) fn open_document(&self, document: &LogDocument) -> Result<Vec<Entry>, SessionError> {
         let place = Field::Log { session: self.id, first_seq: document.first_seq, count: document.count };
         let facts: Vec<Fact> = serde_json::from_slice(&self.key.open(place, &document.sealed)?)?;
         Ok((document.first_seq..).zip(facts).map(|(seq, fact)| Entry { seq, fact }).collect())

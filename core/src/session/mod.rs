@@ -5,10 +5,12 @@
 //! knows of tonic, of SQL or of a provider's wire format.
 
 mod context;
+mod cores;
 mod directory;
 mod error;
 pub mod event;
 mod history;
+mod link;
 mod log;
 pub mod register;
 mod reply;
@@ -16,11 +18,13 @@ mod room;
 pub mod rotation;
 mod sessions;
 mod subscriber;
+mod sweep;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod verify;
 
 pub use self::{
+    cores::{Company, Membership, Refused},
     directory::{Directory, Parts, Phase, SessionLimits},
     error::SessionError,
     room::{Attach, Frame, RoomHandle, SubscriberId},

@@ -12,7 +12,8 @@ use crate::{
     llm::{Chunk, Prompt, registry::Model, tokens::estimate_message_tokens},
 };
 
-/// Messages per read while the context is collected.
+/// Messages per read while the context is collected; the first read is short, since a few long ones may fill it.
+const FIRST_PAGE: usize = 6;
 const PAGE: usize = 30;
 
 /// Events between a reply and its room. The provider waits when the room does not keep up.
@@ -70,9 +71,10 @@ impl ReplyJob {
         let budget = u64::from(info.context_tokens.saturating_sub(info.max_output_tokens));
         let mut context = ContextBuilder::new(budget.saturating_sub(system.map_or(0, estimate_message_tokens)));
         let mut history = HistoryReader::new(&self.log);
-        let mut before = self.started_seq;
+        let (mut before, mut page_size) = (self.started_seq, FIRST_PAGE);
         'collect: loop {
-            let page = history.before(before, PAGE).await?;
+            let page = history.before(before, 0, page_size).await?;
+            page_size = PAGE;
             let Some(oldest) = page.last().map(|message| message.seq) else { break };
             before = oldest;
             for message in page {

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::{
     directory::Directory,
     event,
-    history::HistoryReader,
+    history::{Bounds, HistoryReader, Page},
     log,
     room::{Attach, Command, RoomHandle, SubscriberId},
 };
@@ -23,6 +23,10 @@ use crate::{
 /// Looks for a session of one's own give up after so many tries: each failure means that a session ended or a room closed
 /// in between.
 const TRIES: usize = 4;
+
+/// Bytes of the messages of one page, encoded: gRPC clients take 4 MiB unless told otherwise. A reply alone is at most 3 MiB
+/// by the configuration, so that every page, event and entry stays below those 4.
+const PAGE_BYTES: usize = 3 * 1024 * 1024;
 
 /// Sessions, for the users and services they belong to.
 #[derive(Debug, Clone)]
@@ -80,8 +84,8 @@ impl Sessions {
         if let Some(room) = self.directory.live(id) {
             return if room.owner() == caller { Ok(room) } else { Err(Failure::session_not_found()) };
         }
-        self.owned(caller, id).await?;
-        self.directory.room(id).await
+        let header = self.owned(caller, id).await?;
+        self.directory.room_of(header).await
     }
 
     /// Makes a session.
@@ -95,10 +99,7 @@ impl Sessions {
             id: secret.hash("create session", &[owner.as_bytes(), request_id.as_bytes()]),
             content: secret.hash("create session content", &[model.as_bytes()]),
         });
-        let slot = match self.directory.shared.limits.max_active {
-            0 => SlotRule::Unlimited,
-            n => SlotRule::AnyOf(n),
-        };
+        let slot = SlotRule::AnyOf(self.directory.shared.limits.max_active);
         match self.store_new(owner, model_id, slot, request).await? {
             Created::New(header) | Created::Repeated(header) => self.wire(&header).await,
             Created::SlotTaken(_) => Err(Failure::new(
@@ -197,13 +198,21 @@ impl Sessions {
                 let log = self.directory.log(header)?;
                 log.open_state(&header.derived)
             };
-            let state = read().map_err(|error| self.directory.shared.report(&error, "a session could not be read"))?;
-            sessions.push(event::wire_session(&header.id.to_string(), &header.owner, header.created_at, &state));
+            sessions.push(match read() {
+                Ok(state) => event::wire_session(&header.id.to_string(), &header.owner, header.created_at, &state),
+                // The others must not be lost for it, and whoever owns it has to see that it is there and what became
+                // of it: reading it fails with `DATA_LOSS`.
+                Err(error) => {
+                    self.directory.shared.report(&error, "a session of a list could not be read");
+                    event::unreadable_session(header)
+                }
+            });
         }
         Ok(SessionPage { sessions, next })
     }
 
-    /// Messages of a session, newest page first: up to `limit` below `before`, down to and without `after`.
+    /// Messages of a session, newest page first: up to `limit` below `before`, down to and without `after`. A page may be
+    /// shorter: it is bounded by bytes too.
     ///
     /// # Errors
     /// `NOT_FOUND`; failures of the store.
@@ -219,19 +228,17 @@ impl Sessions {
         let read = async {
             let log = self.directory.log(&header)?;
             let head = log.call(log.store.head(id)).await?;
-            let mut page = HistoryReader::new(&log).before(before.unwrap_or(head + 1), limit + 1).await?;
-            page.retain(|message| message.seq > after);
-            let more = page.len() > limit;
-            page.truncate(limit);
-            let next = page.last().filter(|_| more).map(|message| message.seq);
-            let messages = page.into_iter().rev().map(super::history::HistoryMessage::into_wire).collect();
-            Ok(MessagePage { messages, next, head })
+            let page =
+                HistoryReader::new(&log).page_before(before.unwrap_or(head + 1), after, page_bounds(limit)).await?;
+            let mut page = message_page(page, head);
+            page.messages.reverse();
+            Ok(page)
         };
         read.await
             .map_err(|error: super::SessionError| self.directory.shared.report(&error, "messages could not be read"))
     }
 
-    /// Messages of a session from `after` on, oldest first.
+    /// Messages of a session from `after` on, oldest first; bounded like the others.
     ///
     /// # Errors
     /// `NOT_FOUND`; failures of the store.
@@ -246,12 +253,7 @@ impl Sessions {
         let read = async {
             let log = self.directory.log(&header)?;
             let head = log.call(log.store.head(id)).await?;
-            let mut page = HistoryReader::new(&log).after(after, limit + 1).await?;
-            let more = page.len() > limit;
-            page.truncate(limit);
-            let next = page.last().filter(|_| more).map(|message| message.seq);
-            let messages = page.into_iter().map(super::history::HistoryMessage::into_wire).collect();
-            Ok(MessagePage { messages, next, head })
+            Ok(message_page(HistoryReader::new(&log).page_after(after, page_bounds(limit)).await?, head))
         };
         read.await
             .map_err(|error: super::SessionError| self.directory.shared.report(&error, "messages could not be read"))
@@ -286,11 +288,13 @@ impl Sessions {
         mut join: impl FnMut(bool, oneshot::Sender<Result<SubscriberId, Failure>>) -> Attach,
     ) -> Result<OpenSession, Failure> {
         for _ in 0..TRIES {
-            let (id, created) = match session {
-                Some(id) => (id, false),
-                None => self.active_or_new(&caller.user_id, model).await?,
+            let (room, created) = match session {
+                Some(id) => (self.owned_room(&caller.user_id, id).await?, false),
+                None => {
+                    let (header, created) = self.active_or_new(&caller.user_id, model).await?;
+                    (self.directory.room_of(header).await?, created)
+                }
             };
-            let room = self.owned_room(&caller.user_id, id).await?;
             let (done, answer) = oneshot::channel();
             if room.command(Command::Attach(join(created, done))).await.is_ok()
                 && let Ok(result) = answer.await
@@ -302,7 +306,7 @@ impl Sessions {
     }
 
     /// Concurrent first opens meet in slot 0: one makes the session, the others find it.
-    async fn active_or_new(&self, owner: &str, model: &str) -> Result<(SessionId, bool), Failure> {
+    async fn active_or_new(&self, owner: &str, model: &str) -> Result<(Header, bool), Failure> {
         let shared = &self.directory.shared;
         let call = tokio::time::timeout(shared.limits.store_call, shared.store.active_session(owner)).await;
         let active = call
@@ -310,14 +314,23 @@ impl Sessions {
             .and_then(|result| result.map_err(Into::into))
             .map_err(|error| self.directory.shared.report(&error, "the active session could not be read"))?;
         if let Some(header) = active {
-            return Ok((header.id, false));
+            return Ok((header, false));
         }
         let model = self.model(model)?;
         match self.store_new(owner, model, SlotRule::First, None).await? {
-            Created::New(header) => Ok((header.id, true)),
-            Created::SlotTaken(header) | Created::Repeated(header) => Ok((header.id, false)),
+            Created::New(header) => Ok((header, true)),
+            Created::SlotTaken(header) | Created::Repeated(header) => Ok((header, false)),
             // Only calls with a request id can find it reused.
             Created::RequestReused => Err(Failure::internal()),
         }
     }
+}
+
+fn page_bounds(messages: usize) -> Bounds {
+    Bounds { messages, bytes: PAGE_BYTES }
+}
+
+fn message_page(page: Page, head: Seq) -> MessagePage {
+    let next = page.messages.last().filter(|_| page.more).map(|message| message.seq);
+    MessagePage { messages: page.messages, next, head }
 }

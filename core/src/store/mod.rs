@@ -6,6 +6,7 @@
 #[cfg(test)]
 mod conformance;
 pub mod error;
+pub mod mongo;
 pub mod sqlite;
 
 use async_trait::async_trait;
@@ -234,7 +235,9 @@ pub trait SessionStore: Send + Sync + std::fmt::Debug + 'static {
     /// loses it. The document, its message keys and the slot are one atomic change.
     ///
     /// The companions (`derived`, `reply_started`, `reply_finished`) may be applied after the document and may be lost by
-    /// a crash in between; `derived` only replaces an older one. Readers must cope, and the next opener repairs.
+    /// a crash in between; `derived` only replaces an older one. Readers must cope, and the next opener repairs. What this
+    /// process reads of them is not older than what it appended. That a session is unfinished is not lost: it is among
+    /// [`unfinished_sessions`](Self::unfinished_sessions) although its `derived` is behind.
     ///
     /// Appends of different sessions may be written as a group; each has its own verdict. A session that does not exist
     /// is a `Conflict`.

@@ -74,10 +74,15 @@ impl Config {
 
     fn check_core(&self, mistakes: &mut Vec<String>) {
         let core = &self.core;
+        let malformed = core.addresses.iter().find(|address| !is_place(address));
+        if let Some(address) = malformed {
+            mistakes.push(format!("core.addresses: {address:?} is not like 10.0.0.7:50051 or core.internal:50051"));
+        }
         match core.url.parse::<http::Uri>().ok().filter(|url| url.host().is_some() && url.path() == "/") {
             Some(url) if url.scheme_str() == Some("https") => {}
             Some(url) if url.scheme_str() == Some("http") => {
-                if self.profile.is_production() && !is_loopback(&url) {
+                let elsewhere = malformed.is_none() && !core.addresses.iter().all(|address| is_loopback_place(address));
+                if self.profile.is_production() && (!is_loopback(&url) || elsewhere) {
                     mistakes.push(
                         "core.url: must be https:// in the production profile, except on this machine".to_owned(),
                     );
@@ -91,7 +96,8 @@ impl Config {
         if core.cert_file.is_empty() != core.key_file.is_empty() {
             mistakes.push("core.cert_file, core.key_file: set both or none".to_owned());
         }
-        within("core.channels", core.channels, 1, 16, mistakes);
+        within("core.channels", core.channels, 1, 2, mistakes);
+        within("core.reopens", core.reopens, 1, 10_000, mistakes);
     }
 
     fn check_times(&self, mistakes: &mut Vec<String>) {
@@ -101,6 +107,11 @@ impl Config {
             ("core.call_timeout", self.core.call_timeout, 100, 5 * minute),
             ("core.attach_timeout", self.core.attach_timeout, 100, minute),
             ("core.keepalive", self.core.keepalive, 1_000, 10 * minute),
+            ("core.health_interval", self.core.health_interval, 100, minute),
+            ("core.health_timeout", self.core.health_timeout, 100, 30_000),
+            ("core.resolve_interval", self.core.resolve_interval, 1_000, 10 * minute),
+            ("core.heartbeat", self.core.heartbeat, 0, 5 * minute),
+            ("core.reopen_timeout", self.core.reopen_timeout, 0, 5 * minute),
             ("limits.header_timeout", self.limits.header_timeout, 1_000, minute),
             ("limits.open_timeout", self.limits.open_timeout, 100, minute),
             ("socket.ping_interval", self.socket.ping_interval, 1_000, 10 * minute),
@@ -128,6 +139,7 @@ impl Config {
             ("limits.body_bytes", limits.body_bytes, kib(1), mib(1)),
             ("limits.header_bytes", limits.header_bytes, kib(8), mib(1)),
             ("socket.read_buffer", self.socket.read_buffer, ByteSize::bytes(512), mib(1)),
+            ("socket.unanswered_bytes", self.socket.unanswered_bytes, kib(1), mib(16)),
             ("socket.write_buffer", self.socket.write_buffer, ByteSize::bytes(512), mib(1)),
         ] {
             within(setting, value, min, max, mistakes);
@@ -142,6 +154,7 @@ impl Config {
             within(setting, value, 1, 10_000_000, mistakes);
         }
         within("socket.frame_queue", self.socket.frame_queue, 1, 1_024, mistakes);
+        within("socket.unanswered_frames", self.socket.unanswered_frames, 1, 1_024, mistakes);
     }
 }
 
@@ -157,18 +170,44 @@ fn is_loopback(url: &http::Uri) -> bool {
     host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
+/// `host:port`
+fn is_place(text: &str) -> bool {
+    let authority = text.parse::<http::uri::Authority>().ok().filter(|_| !text.contains('@'));
+    authority.and_then(|authority| authority.port_u16()).is_some_and(|port| port != 0)
+}
+
+fn is_loopback_place(place: &str) -> bool {
+    format!("http://{place}").parse().is_ok_and(|url| is_loopback(&url))
+}
+
 #[cfg(test)]
 mod tests {
-    use chatbox_proto::settings::Vars;
+    use chatbox_proto::settings::{Mistakes, Vars};
 
     use super::*;
 
     const GOOD: &str = "origins = [\"https://app.test\"]\n[token]\nsecret = \"9pYb3mQx7LrT2vWc8KdF5hJnZsGa4EuM\"\n";
 
+    fn load(file: Option<&str>, vars: &Vars) -> Result<Config, Mistakes> {
+        Config::load(file, vars, &|path| match path.to_str() {
+            Some("/run/secret") => Ok("kT4vLq0sXe7RbW2nHc9YfJ6uPzA1dMgQ\n".to_owned()), // gitleaks:allow: made up
+            _ => Err(std::io::ErrorKind::NotFound.into()),
+        })
+    }
+
+    #[test]
+    fn the_secret_comes_from_a_file_too() {
+        let file = |path: &str| format!("origins = [\"https://app.test\"]\ntoken.secret_file = \"{path}\"\n");
+        let config = load(Some(&file("/run/secret")), &Vars::new()).unwrap();
+        assert_eq!(config.token.secret.expose().len(), 32);
+        let mistakes = load(Some(&file("/run/nothing")), &Vars::new()).unwrap_err().0;
+        assert_eq!(mistakes[0], "token.secret_file: cannot be read: entity not found");
+    }
+
     #[test]
     fn the_defaults_need_only_a_secret_and_the_origins() {
-        Config::load(Some(GOOD), &Vars::new()).unwrap();
-        let mistakes = Config::load(None, &Vars::new()).unwrap_err().0;
+        load(Some(GOOD), &Vars::new()).unwrap();
+        let mistakes = load(None, &Vars::new()).unwrap_err().0;
         assert_eq!(mistakes.len(), 2, "{mistakes:?}");
     }
 
@@ -190,6 +229,13 @@ mod tests {
             ("CORE_URL", "https://core.test/path"),
             ("CORE_CHANNELS", "0"),
             ("CORE_CHANNELS", "-1"),
+            ("CORE_CHANNELS", "3"),
+            ("CORE_ADDRESSES", "10.0.0.7"),
+            ("CORE_ADDRESSES", "http://10.0.0.7:50051"),
+            ("CORE_HEALTH_INTERVAL", "0s"),
+            ("CORE_HEARTBEAT", "1h"),
+            ("CORE_REOPEN_TIMEOUT", "1h"),
+            ("CORE_REOPENS", "0"),
             ("CORE_CA_FILE", "ca.pem"),
             ("CORE_CONNECT_TIMEOUT", "0s"),
             ("CORE_CALL_TIMEOUT", "1h"),
@@ -207,6 +253,8 @@ mod tests {
             ("SOCKET_PING_INTERVAL", "0s"),
             ("SOCKET_READ_BUFFER", "1B"),
             ("SOCKET_FRAME_QUEUE", "0"),
+            ("SOCKET_UNANSWERED_FRAMES", "0"),
+            ("SOCKET_UNANSWERED_BYTES", "1B"),
             ("HSTS_MAX_AGE", "1h"),
             ("DRAIN_DEADLINE", "2s"),
             ("LOG_FORMAT", "xml"),
@@ -214,7 +262,7 @@ mod tests {
             ("MISSPELT", "1"),
         ] {
             let vars = Vars::from([(format!("CHATBOX_EDGE_{name}"), value.to_owned())]);
-            let mistakes = Config::load(Some(GOOD), &vars).expect_err(name).0;
+            let mistakes = load(Some(GOOD), &vars).expect_err(name).0;
             assert_eq!(mistakes.len(), 1, "{name}={value}: {mistakes:?}");
             let setting = name.to_lowercase();
             let named = mistakes[0].to_lowercase().replace('.', "_");
@@ -224,7 +272,7 @@ mod tests {
 
     #[test]
     fn printed_values_hide_the_secret_and_can_be_read() {
-        let config = Config::load(Some(GOOD), &Vars::new()).unwrap();
+        let config = load(Some(GOOD), &Vars::new()).unwrap();
         let text = chatbox_proto::settings::print(&config);
         assert!(!text.contains("9pYb3mQx7"), "{text}");
         assert!(text.contains("frame_bytes = \"64KiB\""), "{text}");

@@ -5,7 +5,7 @@ mod check;
 use std::{net::SocketAddr, time::Duration};
 
 use chatbox_proto::{
-    settings::{self, ByteSize, Mistakes, Profile, Vars},
+    settings::{self, ByteSize, Mistakes, Profile, ReadFile, Vars},
     token::TokenConfig,
 };
 use serde::{Deserialize, Serialize};
@@ -73,9 +73,12 @@ impl Default for Config {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CoreConfig {
-    /// `http://host:port`, or `https://host:port` for TLS.
+    /// `http://host:port`, or `https://host:port` for TLS. Every address of the host is a core.
     pub url: String,
-    /// HTTP/2 connections to it: 1 to 16. More than 2 bring no speed.
+    /// `host:port` of each core, instead of the host of the URL, which then only tells the scheme and the name that
+    /// certificates are for. A host that is a name stands for all its addresses. Empty: the host of the URL.
+    pub addresses: Vec<String>,
+    /// HTTP/2 connections to each core: 1 or 2.
     pub channels: usize,
     /// PEM file of the authority that signed core's certificate; empty: those of the system.
     pub ca_file: String,
@@ -97,13 +100,33 @@ pub struct CoreConfig {
     /// How often an idle connection to core is probed: 1 s to 10 min.
     #[serde(with = "settings::duration")]
     pub keepalive: Duration,
+    /// How often each core is asked whether it serves, give or take a fifth: 100 ms to 1 min.
+    #[serde(with = "settings::duration")]
+    pub health_interval: Duration,
+    /// Time for its answer: 100 ms to 30 s.
+    #[serde(with = "settings::duration")]
+    pub health_timeout: Duration,
+    /// How often names are looked up again, give or take a fifth: 1 s to 10 min.
+    #[serde(with = "settings::duration")]
+    pub resolve_interval: Duration,
+    /// The time between two of core's heartbeats (its `session.heartbeat`): a stream on which nothing comes for two and a
+    /// half of it is dead, and is opened again. 0 s: not watched; up to 5 min.
+    #[serde(with = "settings::duration")]
+    pub heartbeat: Duration,
+    /// How long a socket waits for its session stream to be opened again after core has drained or died: up to 5 min. 0 s:
+    /// not at all, the socket is closed at once.
+    #[serde(with = "settings::duration")]
+    pub reopen_timeout: Duration,
+    /// Streams that are opened again at once; the others wait for their turn: 1 to 10,000.
+    pub reopens: usize,
 }
 
 impl Default for CoreConfig {
     fn default() -> Self {
         Self {
             url: "http://127.0.0.1:50051".to_owned(),
-            channels: 2,
+            addresses: Vec::new(),
+            channels: 1,
             ca_file: String::new(),
             cert_file: String::new(),
             key_file: String::new(),
@@ -112,6 +135,12 @@ impl Default for CoreConfig {
             call_timeout: Duration::from_secs(10),
             attach_timeout: Duration::from_secs(5),
             keepalive: Duration::from_secs(20),
+            health_interval: Duration::from_secs(1),
+            health_timeout: Duration::from_secs(2),
+            resolve_interval: Duration::from_secs(10),
+            heartbeat: Duration::from_secs(15),
+            reopen_timeout: Duration::from_secs(30),
+            reopens: 64,
         }
     }
 }
@@ -187,8 +216,13 @@ pub struct SocketConfig {
     pub read_buffer: ByteSize,
     /// What is collected before it is written: 512 B to 1 MiB.
     pub write_buffer: ByteSize,
-    /// Client frames that may wait for core: 1 to 1,024. When they are full the socket is not read.
+    /// Client frames on their way into the stream to core: 1 to 1,024.
     pub frame_queue: usize,
+    /// Client frames that core has not answered, kept to be sent again when its stream is lost: 1 to 1,024. When there are
+    /// so many the socket is not read.
+    pub unanswered_frames: usize,
+    /// Their bytes, of which the last one may go beyond: 1 KiB to 16 MiB.
+    pub unanswered_bytes: ByteSize,
 }
 
 impl Default for SocketConfig {
@@ -202,6 +236,8 @@ impl Default for SocketConfig {
             read_buffer: ByteSize::kib(4),
             write_buffer: ByteSize::kib(8),
             frame_queue: 4,
+            unanswered_frames: 64,
+            unanswered_bytes: ByteSize::kib(256),
         }
     }
 }
@@ -271,13 +307,15 @@ pub enum LogFormat {
 }
 
 impl Config {
-    /// Defaults, laid over by the TOML text, laid over by the variables.
+    /// Defaults, laid over by the TOML text, laid over by the variables; then the secret that is in a file.
     ///
     /// # Errors
     /// Everything that is wrong, at once.
-    pub fn load(file: Option<&str>, vars: &Vars) -> Result<Self, Mistakes> {
-        let config: Self = settings::load(file, ROLE, vars)?;
-        Mistakes(config.check()).into_result()?;
+    pub fn load(file: Option<&str>, vars: &Vars, read_file: ReadFile<'_>) -> Result<Self, Mistakes> {
+        let mut config: Self = settings::load(file, ROLE, vars)?;
+        let mut mistakes: Vec<String> = config.token.read_secret(read_file).err().into_iter().collect();
+        mistakes.extend(config.check());
+        Mistakes(mistakes).into_result()?;
         Ok(config)
     }
 }

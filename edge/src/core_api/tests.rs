@@ -10,10 +10,14 @@ use chatbox_proto::v1::{
     core::chat_core_server::{ChatCore, ChatCoreServer},
 };
 use futures_util::stream::BoxStream;
+use prost::Message as _;
 use tokio::net::TcpListener;
 use tonic::{Response, Streaming, metadata::MetadataMap};
 
-use super::*;
+use super::{
+    cores::{CONNECTION_WINDOW, STREAM_WINDOW},
+    *,
+};
 
 /// What the server does with a stream.
 type Script = fn(Streaming<Bytes>) -> Result<BoxStream<'static, Result<Bytes, Status>>, Status>;
@@ -122,8 +126,11 @@ impl Drop for Server {
 }
 
 fn serve(script: Script) -> Server {
+    serve_at(script, std::net::TcpListener::bind("127.0.0.1:0").unwrap())
+}
+
+fn serve_at(script: Script, listener: std::net::TcpListener) -> Server {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
     let seen = Arc::<Mutex<Option<MetadataMap>>>::default();
@@ -143,6 +150,16 @@ fn serve(script: Script) -> Server {
     tasks.spawn_on(server, runtime.handle());
     tasks.detach_all();
     Server { address, seen, runtime: Some(runtime) }
+}
+
+/// Several cores, with health checks that come quickly.
+fn several(addresses: &[SocketAddr]) -> Arc<GrpcCore> {
+    let config = CoreConfig {
+        addresses: addresses.iter().map(ToString::to_string).collect(),
+        health_interval: Duration::from_millis(100),
+        ..CoreConfig::default()
+    };
+    Arc::new(GrpcCore::new(&config).unwrap())
 }
 
 fn client(address: SocketAddr) -> GrpcCore {
@@ -223,6 +240,109 @@ async fn unary_calls_answer_fail_and_are_bounded() {
     core.call_timeout = Duration::from_millis(200);
     let failure = core.call(END_SESSION, &caller(), Bytes::new()).await.unwrap_err();
     assert!(is_core_unavailable(&failure) && failure.outcome_unknown, "{failure:?}");
+}
+
+/// Opens a stream and says on which server it is.
+async fn open(core: &GrpcCore, servers: &[&Server]) -> (usize, futures_channel::mpsc::Sender<Bytes>, Events) {
+    let (frames, queue) = futures_channel::mpsc::channel(1);
+    let events = core.chat(&caller(), queue).await.unwrap();
+    let place = servers.iter().position(|server| server.seen.lock().unwrap().take().is_some()).unwrap();
+    (place, frames, events)
+}
+
+#[tokio::test]
+async fn the_least_loaded_core_takes_the_next_stream() {
+    let servers = [serve(echo), serve(echo), serve(echo)];
+    let core = several(&servers.each_ref().map(|server| server.address));
+    let servers: Vec<_> = servers.iter().collect();
+    let watching = Arc::clone(&core);
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn_on(async move { watching.watch().await }, &tokio::runtime::Handle::current());
+    // Until all are known to serve.
+    let mut seen = std::collections::HashSet::new();
+    while seen.len() < 3 {
+        seen.insert(open(&core, &servers).await.0);
+    }
+    let mut streams = Vec::new();
+    for _ in 0..12 {
+        streams.push(open(&core, &servers).await);
+    }
+    for place in 0..3 {
+        assert_eq!(streams.iter().filter(|stream| stream.0 == place).count(), 4, "server {place}");
+    }
+    // Room is made on one of them: it takes what comes next.
+    streams.retain(|stream| stream.0 != 1);
+    for _ in 0..4 {
+        let stream = open(&core, &servers).await;
+        assert_eq!(stream.0, 1);
+        streams.push(stream);
+    }
+}
+
+#[tokio::test]
+async fn a_core_that_is_gone_gets_nothing_and_is_found_again() {
+    let mut first = serve(echo);
+    let second = serve(echo);
+    let core = several(&[first.address, second.address]);
+    let watching = Arc::clone(&core);
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn_on(async move { watching.watch().await }, &tokio::runtime::Handle::current());
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        streams.push(open(&core, &[&first, &second]).await);
+    }
+    let address = first.address;
+    first.die();
+    // Whoever was on it hears of it at once, and comes back to the other one at once.
+    for (place, _, events) in &mut streams {
+        if *place == 0 {
+            let end = tokio::time::timeout(Duration::from_secs(5), events.next()).await.unwrap();
+            assert!(matches!(&end, Some(Err(failure)) if is_core_unavailable(failure)), "{end:?}");
+        }
+    }
+    for _ in 0..4 {
+        let (_, queue) = futures_channel::mpsc::channel(1);
+        let _events = core.chat(&caller(), queue).await.unwrap();
+        assert!(second.seen.lock().unwrap().take().is_some());
+    }
+    assert!(core.check(Duration::from_secs(2)).await.is_ok());
+    // Back in the same place: no stream is on either, so they take turns.
+    drop(streams);
+    let first = serve_at(echo, std::net::TcpListener::bind(address).unwrap());
+    let found = async {
+        loop {
+            let (_frames, queue) = futures_channel::mpsc::channel(1);
+            let _events = core.chat(&caller(), queue).await.unwrap();
+            if first.seen.lock().unwrap().is_some() {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), found).await.unwrap();
+}
+
+#[tokio::test]
+async fn one_core_that_serves_is_ready_and_none_is_not() {
+    let mut servers = [serve(echo), serve(echo)];
+    let core = several(&servers.each_ref().map(|server| server.address));
+    assert!(core.check(Duration::from_secs(2)).await.is_ok());
+    servers[0].die();
+    assert!(core.check(Duration::from_secs(2)).await.is_ok());
+    servers[1].die();
+    let gone = async { while core.check(Duration::from_secs(2)).await.is_ok() {} };
+    tokio::time::timeout(Duration::from_secs(5), gone).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_name_stands_for_its_addresses() {
+    let server = serve(echo);
+    let config = CoreConfig { url: format!("http://localhost:{}", server.address.port()), ..CoreConfig::default() };
+    let core = GrpcCore::new(&config).unwrap();
+    // It may also stand for an IPv6 address at which nobody is.
+    for _ in 0..4 {
+        core.call(LIST_MODELS, &caller(), Bytes::new()).await.unwrap();
+    }
 }
 
 #[tokio::test]

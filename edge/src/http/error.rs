@@ -2,7 +2,7 @@
 
 use axum::response::{IntoResponse, Response};
 use chatbox_proto::{error_code::ErrorCode, json, status::Failure, v1};
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 
 /// A failure on its way to the client.
 #[derive(Debug)]
@@ -11,7 +11,19 @@ pub(crate) struct HttpFailure {
     status: StatusCode,
 }
 
+/// Names one failure in the log.
+const CORRELATION_ID: HeaderName = HeaderName::from_static("x-correlation-id");
+
 impl HttpFailure {
+    /// As an answer with the id under which the log has it.
+    pub(crate) fn correlated(self, id: &str) -> Response {
+        let mut response = self.answer(Some(id));
+        if let Ok(id) = HeaderValue::try_from(id) {
+            response.headers_mut().insert(CORRELATION_ID, id);
+        }
+        response
+    }
+
     /// With another status than the table's, where HTTP has a better one.
     pub(crate) fn with_status(status: StatusCode, failure: Failure) -> Self {
         Self { failure, status }
@@ -25,11 +37,13 @@ impl From<Failure> for HttpFailure {
     }
 }
 
-impl IntoResponse for HttpFailure {
-    fn into_response(self) -> Response {
+impl HttpFailure {
+    fn answer(self, correlation_id: Option<&str>) -> Response {
         let Self { failure, status } = self;
         let retry_after = failure.retry_after;
-        let body = json::to_vec(&v1::ErrorResponse { error: Some(failure.into_event(String::new())) });
+        let mut error = failure.into_event(String::new());
+        error.metadata.extend(correlation_id.map(|id| ("correlation_id".to_owned(), id.to_owned())));
+        let body = json::to_vec(&v1::ErrorResponse { error: Some(error) });
         let mut response = (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
         if let Some(delay) = retry_after {
             // Whole seconds, and never "at once".
@@ -42,6 +56,12 @@ impl IntoResponse for HttpFailure {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
+    }
+}
+
+impl IntoResponse for HttpFailure {
+    fn into_response(self) -> Response {
+        self.answer(None)
     }
 }
 

@@ -32,14 +32,15 @@ pub(crate) async fn refuse_query_tokens(request: Request, next: Next) -> Respons
     next.run(request).await
 }
 
-/// Ends a panic with a 500 that says nothing.
+/// Ends a panic with a 500 that says nothing but under which id the log has it.
 pub(crate) async fn catch_panics(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Response {
     match AssertUnwindSafe(next.run(request)).catch_unwind().await {
         Ok(response) => response,
         Err(_) => {
             edge.metrics.panics.inc();
-            tracing::error!("a request handler panicked");
-            HttpFailure::from(Failure::internal()).into_response()
+            let id = format!("{:032x}", rand::random::<u128>());
+            tracing::error!(correlation.id = id, "a request handler panicked");
+            HttpFailure::from(Failure::internal()).correlated(&id)
         }
     }
 }

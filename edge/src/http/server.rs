@@ -13,6 +13,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
+use super::bare::Bare;
 use crate::{
     state::{Edge, Peer},
     tasks::Tasks,
@@ -107,7 +108,8 @@ async fn connection(
         request.extensions_mut().insert(Peer(peer.ip()));
         router.clone().oneshot(request.map(axum::body::Body::new))
     });
-    let mut serving = std::pin::pin!(builder.serve_connection(TokioIo::new(socket), service).with_upgrades());
+    let mut serving =
+        std::pin::pin!(builder.serve_connection(TokioIo::new(Bare::new(socket)), service).with_upgrades());
     let ended = tokio::select! {
         ended = &mut serving => ended,
         () = serving_until.cancelled() => {

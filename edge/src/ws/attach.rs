@@ -20,26 +20,38 @@ use crate::{
 /// When a client closes right after a frame, core is given this long to read it before the stream is cut.
 const LAST_FRAME_GRACE: Duration = Duration::from_secs(1);
 
-/// A connection that core has the stream of.
+/// A connection that core has the stream of, and the user's seat that it takes for as long as it lives.
 pub(super) struct Attached {
     pub(super) identity: Identity,
     pub(super) stream: Stream,
+    pub(super) seat: Seat,
 }
 
-/// The stream to core, and the user's seat that it takes.
+/// The stream to core.
 pub(super) struct Stream {
     pub(super) frames: mpsc::Sender<Bytes>,
     pub(super) events: Events,
     pub(super) last_frame: Instant,
-    _seat: Seat,
 }
 
 impl Stream {
+    /// Opens a stream with its first frame.
+    ///
+    /// # Errors
+    /// When no core takes it.
+    pub(super) async fn open(edge: &Edge, caller: &Caller, first: Bytes) -> Result<Self, Failure> {
+        let (mut frames, queue) = mpsc::channel(edge.config.socket.frame_queue);
+        // A new queue has room.
+        let _ = frames.try_send(first);
+        let events = edge.core.chat(caller, queue).await?;
+        Ok(Self { frames, events, last_frame: Instant::now() })
+    }
+
     /// Ends the stream. A frame that was handed over a moment ago may still be on its way: cutting the stream now could
     /// overtake it.
     pub(super) async fn let_go(self) {
-        let Self { frames, mut events, last_frame, _seat } = self;
-        drop((frames, _seat));
+        let Self { frames, mut events, last_frame } = self;
+        drop(frames);
         if last_frame.elapsed() < LAST_FRAME_GRACE {
             let rest = async { while let Some(Ok(_)) = events.next().await {} };
             let _ = tokio::time::timeout(LAST_FRAME_GRACE, rest).await;
@@ -78,14 +90,11 @@ pub(super) async fn attach(
             .seats
             .take(&identity.user_id)
             .ok_or_else(|| NotAttached { failure: too_many_connections(), code: Some(close::TOO_MANY_CONNECTIONS) })?;
-        let (mut frames, queue) = mpsc::channel(edge.config.socket.frame_queue);
-        // A new queue has room.
-        let _ = frames.try_send(first);
-        let events = edge.core.chat(&caller, queue).await.map_err(|failure| NotAttached {
+        let stream = Stream::open(&edge, &caller, first).await.map_err(|failure| NotAttached {
             code: is_core_unavailable(&failure).then_some(close::CORE_UNAVAILABLE),
             failure,
         })?;
-        Ok(Attached { identity, stream: Stream { frames, events, last_frame: Instant::now(), _seat: seat } })
+        Ok(Attached { identity, stream, seat })
     };
     tokio::time::timeout(limit, attaching)
         .await

@@ -83,6 +83,12 @@ impl Ending {
     }
 }
 
+/// What became of a frame that core had when it was lost: nobody knows.
+pub(super) fn outcome_unknown() -> Failure {
+    let message = "the server was lost before it answered: the outcome is unknown";
+    Failure::new(ErrorCode::Unavailable, "OUTCOME_UNKNOWN", message).outcome_unknown()
+}
+
 /// The close code of a failure that ends a stream: the table's, with a finer one where there is one.
 fn code_of(failure: &Failure) -> u16 {
     match &*failure.reason {
@@ -111,7 +117,8 @@ pub(super) fn no_pong() -> Failure {
 }
 
 pub(super) fn slow_consumer() -> Failure {
-    Failure::new(ErrorCode::ResourceExhausted, "SLOW_CONSUMER", "the client does not take what is sent")
+    // The class that core gives it too.
+    Failure::new(ErrorCode::Unavailable, "SLOW_CONSUMER", "the client does not take what is sent; come back and resume")
 }
 
 pub(super) fn too_big(limit: usize) -> Failure {

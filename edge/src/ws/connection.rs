@@ -2,6 +2,7 @@
 
 use std::{
     future::{Future, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -20,7 +21,8 @@ use super::{
     attach::{self, Attached, NotAttached, Stream},
     close::{self as ends, By, Ending},
     deadlines::{Deadlines, Timer},
-    frame::{self, Dialect},
+    frame::{self, ClientFrame, Dialect, Kind},
+    link::{Forwarded, Link},
     reader::{Reader, Received},
     session::{Session, Step},
     socket::{Incoming, Socket},
@@ -28,8 +30,11 @@ use super::{
 };
 use crate::{
     core_api::{Caller, core_unavailable},
+    limits::Seat,
     state::Edge,
 };
+
+mod resume;
 
 /// Core has this long to take a frame, and to end a stream whose client has left.
 const CORE_PATIENCE: Duration = Duration::from_secs(10);
@@ -49,19 +54,25 @@ pub(super) struct Connection<S> {
     session: Session,
     writer: Writer,
     deadlines: Deadlines,
+    /// With the token that the stream to core was opened with, or would be.
     caller: Caller,
-    core: Option<Stream>,
+    seat: Option<Seat>,
+    link: Box<Link>,
+    /// A stream that comes up in place of one that was lost. Frames are read meanwhile, as far as there is room for them.
+    reopening: Option<Waiting<Result<Stream, Failure>>>,
     /// What has to be waited for before the next frame is read: a stream that comes up, or a token that is verified.
-    busy: Option<Pin<Box<dyn Future<Output = Done> + Send>>>,
-    /// A frame that core's queue has no room for yet. While there is one, the socket is not read.
-    pending: Option<Bytes>,
+    busy: Option<Waiting<Done>>,
+    /// The client is to be told about its token once it has `opened`.
+    warning_due: bool,
     draining: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
+
+type Waiting<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// What `busy` was for.
 enum Done {
     Attached(Result<Attached, NotAttached>),
-    Refreshed { result: Result<Identity, Failure>, request_id: String, frame: Bytes },
+    Refreshed { result: Result<Identity, Failure>, token: String, request_id: String, frame: Bytes },
 }
 
 /// What has happened.
@@ -69,6 +80,7 @@ enum Turn {
     Incoming(Incoming),
     Done(Box<Done>),
     Writer(Attention),
+    Reopened(Result<Stream, Failure>),
     Due(Timer),
     Draining,
 }
@@ -90,9 +102,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             writer: Writer::new(dialect, edge.metrics.frames_sent.clone()),
             deadlines,
             caller,
-            core: None,
+            seat: None,
+            link: Box::new(Link::new(&edge.config, now)),
+            reopening: None,
             busy: None,
-            pending: None,
+            warning_due: false,
             draining: Some(Box::pin(edge.draining.clone().cancelled_owned())),
             edge,
         }
@@ -103,14 +117,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Boxed, so that the task does not hold a connection twice, as an argument and as a local; so is what only a close needs.
     pub(super) async fn run(mut self: Box<Self>) -> (u16, By) {
         let ending = loop {
-            let turn = poll_fn(|cx| self.poll_turn(cx)).await;
-            if let Some(ending) = self.on_turn(turn) {
+            if let Some(ending) = poll_fn(|cx| self.poll_step(cx)).await {
                 break ending;
             }
         };
         let outcome = (ending.code, ending.by);
         Box::pin(self.finish(ending)).await;
         outcome
+    }
+
+    /// One turn, and what follows from it. A panic in any part ends this connection alone, and its client is told.
+    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Option<Ending>> {
+        let step = catch_unwind(AssertUnwindSafe(|| self.poll_turn(cx).map(|turn| self.on_turn(turn))));
+        step.unwrap_or_else(|_| {
+            self.edge.metrics.panics.inc();
+            tracing::error!("a connection panicked");
+            // Whatever panicked is not polled again.
+            (self.busy, self.reopening, self.link.stream) = (None, None, None);
+            Poll::Ready(Some(Ending::failed(close::INTERNAL, Failure::internal(), String::new())))
+        })
     }
 
     /// Polls every part once; none keeps another from being polled.
@@ -125,8 +150,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.busy = None;
             return Poll::Ready(Turn::Done(Box::new(done)));
         }
-        let events = self.core.as_mut().map(|core| &mut core.events);
-        if let Err(attention) = self.writer.poll(cx, &mut self.socket, events) {
+        if let Some(reopening) = &mut self.reopening
+            && let Poll::Ready(result) = reopening.as_mut().poll(cx)
+        {
+            self.reopening = None;
+            return Poll::Ready(Turn::Reopened(result));
+        }
+        if let Err(attention) = self.writer.poll(cx, &mut self.socket, &mut self.link) {
             return Poll::Ready(Turn::Writer(attention));
         }
         if self.writer.is_blocked() {
@@ -134,9 +164,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         } else {
             self.deadlines.clear(Timer::Write);
         }
+        if self.link.take_alive() {
+            self.feed_lives();
+        }
+        if self.warning_due && self.link.is_open() {
+            return Poll::Ready(Turn::Due(Timer::Warning));
+        }
         self.poll_forward(cx);
-        if self.pending.is_none()
-            && self.busy.is_none()
+        if self.reads()
             && let Poll::Ready(incoming) = self.socket.poll_read(cx)
         {
             return Poll::Ready(Turn::Incoming(incoming));
@@ -144,26 +179,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.deadlines.poll_due(cx).map(Turn::Due)
     }
 
-    /// Moves the waiting frame into core's queue.
+    /// Whether the next frame of the client may come.
+    fn reads(&mut self) -> bool {
+        self.busy.is_none() && self.link.unanswered.has_room()
+    }
+
+    /// Moves waiting frames into core's queue.
     fn poll_forward(&mut self, cx: &mut Context<'_>) {
-        if self.pending.is_none() {
-            return;
-        }
-        let Some(core) = &mut self.core else { return };
-        match core.frames.poll_ready(cx) {
-            Poll::Ready(Ok(())) => {
-                if let Some(frame) = self.pending.take() {
-                    // There is room: it was just said so.
-                    let _ = core.frames.start_send(frame);
+        match self.link.poll_forward(cx) {
+            Forwarded::All => self.deadlines.clear(Timer::Forward),
+            Forwarded::Waits { moved } => {
+                if moved {
+                    self.deadlines.clear(Timer::Forward);
                 }
-                self.deadlines.clear(Timer::Forward);
+                self.deadlines.start(Timer::Forward, Instant::now() + CORE_PATIENCE);
             }
-            // Nobody takes frames any more; the end of the events says why.
-            Poll::Ready(Err(_)) => {
-                self.pending = None;
+            Forwarded::Paced(at) => {
                 self.deadlines.clear(Timer::Forward);
+                self.deadlines.start(Timer::Pace, at);
             }
-            Poll::Pending => {}
         }
     }
 
@@ -172,9 +206,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Turn::Incoming(incoming) => self.on_incoming(incoming),
             Turn::Done(done) => match *done {
                 Done::Attached(result) => self.on_attached(result),
-                Done::Refreshed { result, request_id, frame } => self.on_refreshed(result, request_id, frame),
+                Done::Refreshed { result, token, request_id, frame } => {
+                    self.on_refreshed(result, token, request_id, frame)
+                }
             },
-            Turn::Writer(attention) => Some(self.on_attention(attention)),
+            Turn::Writer(attention) => self.on_attention(attention),
+            Turn::Reopened(result) => self.on_reopened(result),
             Turn::Due(timer) => self.on_due(timer),
             Turn::Draining => {
                 let wait = self.edge.config.drain.jitter.mul_f64(rand::random());
@@ -220,40 +257,33 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     fn on_step(&mut self, step: Step, now: Instant) -> Option<Ending> {
         match step {
-            Step::Forward(frame) => self.forward(frame, now),
+            Step::Forward(frame) => self.link.push(frame),
             Step::Leave(frame) => {
                 self.deadlines.set(Timer::Leave, now + CORE_PATIENCE);
-                self.forward(frame, now);
+                self.link.push(frame);
             }
             Step::Open { token, frame } => {
                 self.deadlines.clear(Timer::Open);
-                let mut caller = self.caller.clone();
-                self.caller.token = String::new();
                 if let Some(token) = token {
-                    caller.token = token;
+                    self.caller.token = token;
                 }
+                self.link.opens(self.session.open_request_id(), &frame);
                 let known = self.session.identity().cloned();
-                let attaching = attach::attach(Arc::clone(&self.edge), caller, known, frame);
+                let attaching = attach::attach(Arc::clone(&self.edge), self.caller.clone(), known, frame);
                 self.busy = Some(Box::pin(async move { Done::Attached(attaching.await) }));
             }
             Step::Refresh { token, request_id, frame } => {
-                let caller = Caller { token, ..self.caller.clone() };
+                let caller = Caller { token: token.clone(), ..self.caller.clone() };
                 let verifying = attach::verify(Arc::clone(&self.edge), caller);
                 self.busy =
-                    Some(Box::pin(async move { Done::Refreshed { result: verifying.await, request_id, frame } }));
+                    Some(Box::pin(
+                        async move { Done::Refreshed { result: verifying.await, token, request_id, frame } },
+                    ));
             }
             Step::Answer(error) => return self.answer(chat_response::Event::Error(*error)),
             Step::End(ending) => return Some(*ending),
         }
         None
-    }
-
-    fn forward(&mut self, frame: Bytes, now: Instant) {
-        if let Some(core) = &mut self.core {
-            core.last_frame = now;
-            self.pending = Some(frame);
-            self.deadlines.set(Timer::Forward, now + CORE_PATIENCE);
-        }
     }
 
     /// Queues an event of the edge's own.
@@ -263,11 +293,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     fn on_attached(&mut self, result: Result<Attached, NotAttached>) -> Option<Ending> {
         match result {
-            Ok(Attached { identity, stream }) => {
+            Ok(Attached { identity, stream, seat }) => {
+                self.seat = Some(seat);
+                self.link.attached(stream, &identity.user_id, Instant::now());
+                self.feed_lives();
                 self.socket.set_max_frame(self.edge.config.limits.frame_bytes.as_usize());
                 self.watch_expiry(&identity);
                 self.session.opened(identity);
-                self.core = Some(stream);
                 None
             }
             Err(NotAttached { failure, code: Some(code) }) => Some(self.session.not_opened(code, failure)),
@@ -277,7 +309,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    fn on_refreshed(&mut self, result: Result<Identity, Failure>, request_id: String, frame: Bytes) -> Option<Ending> {
+    fn on_refreshed(
+        &mut self,
+        result: Result<Identity, Failure>,
+        token: String,
+        request_id: String,
+        frame: Bytes,
+    ) -> Option<Ending> {
         let accepted = result.and_then(|identity| {
             self.session.refreshed(identity.clone())?;
             Ok(identity)
@@ -286,7 +324,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Ok(identity) => {
                 self.watch_expiry(&identity);
                 self.writer.token_changed();
-                self.forward(frame, Instant::now());
+                self.caller.token = token;
+                self.link.push(ClientFrame { request_id, kind: Kind::RefreshToken(String::new()), bytes: frame });
                 None
             }
             Err(failure) => self.answer(chat_response::Event::Error(failure.into_event(request_id))),
@@ -303,16 +342,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.deadlines.set(Timer::Warning, now + left.saturating_sub(self.edge.config.socket.expiry_warning));
     }
 
-    fn on_attention(&self, attention: Attention) -> Ending {
+    fn on_attention(&mut self, attention: Attention) -> Option<Ending> {
         match attention {
-            Attention::SocketFailed => Ending::by_client(1006),
-            Attention::BadEvent => Ending::failed(close::INTERNAL, Failure::internal(), String::new()),
-            Attention::EventsEnded(result) => match (self.writer.announced(), result) {
-                (Some(code), _) => Ending::announced(code),
-                (None, Ok(())) => self.session.ended(),
-                (None, Err(failure)) if self.is_expiry(&failure) => expired(),
-                (None, Err(failure)) => Ending::by_core(failure, String::new()),
-            },
+            Attention::SocketFailed => Some(Ending::by_client(1006)),
+            Attention::BadEvent => Some(Ending::failed(close::INTERNAL, Failure::internal(), String::new())),
+            Attention::EventsEnded(result) => self.on_stream_ended(result),
         }
     }
 
@@ -335,15 +369,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 self.deadlines.set(Timer::Pong, Instant::now() + self.edge.config.socket.pong_timeout);
                 self.writer.ping().err().map(too_slow)
             }
+            Timer::Pong if !self.reads() => {
+                // The answer may be there: it is this side that does not read.
+                self.deadlines.set(Timer::Pong, Instant::now() + self.edge.config.socket.pong_timeout);
+                None
+            }
             Timer::Pong => Some(Ending::failed(close::NO_PONG, ends::no_pong(), String::new())),
             Timer::Write => Some(Ending::failed(close::SLOW_CONSUMER, ends::slow_consumer(), String::new())),
-            Timer::Forward => Some(Ending::by_core(core_unavailable(), String::new())),
+            Timer::Forward => self.lost(core_unavailable()),
+            // The next turn goes on.
+            Timer::Pace => None,
+            Timer::Feed => self.on_silence(),
             Timer::Leave => Some(Ending::normal()),
             Timer::Drain => Some(Ending::going_away(Duration::from_secs(2).mul_f64(rand::random()))),
         }
     }
 
     fn warn(&mut self) -> Option<Ending> {
+        self.warning_due = self.session.is_live() && !self.link.is_open();
+        if self.warning_due {
+            return None;
+        }
         if !self.session.is_live() || !self.writer.warn() {
             return None;
         }
@@ -357,7 +403,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Tells both sides. Bounded by the time a close may take, whatever they do.
     async fn finish(mut self: Box<Self>, ending: Ending) {
         let limit = self.edge.config.socket.close_timeout;
-        let core = self.core.take();
+        let core = self.link.stream.take();
         match ending.by {
             By::Client if ending.code != 1006 => self.socket.finish(limit).await,
             By::Client => {}

@@ -25,13 +25,17 @@ pub(super) enum Timer {
     Write,
     /// Core did not take a frame.
     Forward,
+    /// The next frame may be handed to core.
+    Pace,
+    /// Nothing came from core, not even a heartbeat.
+    Feed,
     /// Core did not end the stream after the client left.
     Leave,
     /// It is this connection's turn to drain.
     Drain,
 }
 
-const TIMERS: [Timer; 9] = [
+const TIMERS: [Timer; 11] = [
     Timer::Open,
     Timer::Warning,
     Timer::Expiry,
@@ -39,6 +43,8 @@ const TIMERS: [Timer; 9] = [
     Timer::Pong,
     Timer::Write,
     Timer::Forward,
+    Timer::Pace,
+    Timer::Feed,
     Timer::Leave,
     Timer::Drain,
 ];

@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 use chatbox_proto::{
+    ids::is_client_id,
     json,
     peek::{self, FrameKind},
     status::Failure,
@@ -10,8 +11,6 @@ use chatbox_proto::{
 };
 use prost::Message as _;
 use serde::Deserialize;
-
-const MAX_REQUEST_ID: usize = 64;
 
 /// A subprotocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,8 +57,16 @@ pub(super) enum Kind {
     /// The token that came with it; empty: none.
     Open(String),
     RefreshToken(String),
-    /// `detach` or `end_session`: the stream may end in order after it.
-    Leave,
+    /// Its client message id.
+    Send(String),
+    /// `stop` or `read`: doing it twice is doing it once.
+    Repeatable,
+    Typing,
+    /// The stream may end in order after it.
+    Detach,
+    /// The same.
+    EndSession,
+    /// Everything else: what doing it twice means is not known here.
     Other,
 }
 
@@ -68,7 +75,11 @@ impl std::fmt::Debug for Kind {
         f.write_str(match self {
             Self::Open(_) => "Open",
             Self::RefreshToken(_) => "RefreshToken",
-            Self::Leave => "Leave",
+            Self::Send(_) => "Send",
+            Self::Repeatable => "Repeatable",
+            Self::Typing => "Typing",
+            Self::Detach => "Detach",
+            Self::EndSession => "EndSession",
             Self::Other => "Other",
         })
     }
@@ -83,13 +94,9 @@ pub(super) struct Malformed {
 
 impl Malformed {
     fn new(request_id: String, failure: Failure) -> Box<Self> {
-        let request_id = if is_request_id(&request_id) { request_id } else { String::new() };
+        let request_id = if is_client_id(&request_id) { request_id } else { String::new() };
         Box::new(Self { request_id, failure })
     }
-}
-
-fn is_request_id(id: &str) -> bool {
-    id.len() <= MAX_REQUEST_ID && id.bytes().all(|b| (b' '..=b'~').contains(&b))
 }
 
 /// Reads a frame.
@@ -105,22 +112,29 @@ pub(super) fn decode(dialect: Dialect, payload: Bytes) -> Result<ClientFrame, Bo
         }
         Dialect::Proto => {
             let peeked = peek::Frame::decode(payload.clone()).map_err(|_| undecodable())?;
-            match peeked.kind {
-                Some(FrameKind::Open(_) | FrameKind::RefreshToken(_)) => {
-                    read(ChatRequest::decode(payload).map_err(|_| undecodable())?)?
+            let kind = match peeked.kind {
+                Some(FrameKind::Open(_) | FrameKind::RefreshToken(_)) => None,
+                Some(FrameKind::Send(send)) => Some(Kind::Send(send.client_message_id)),
+                Some(FrameKind::Stop(_) | FrameKind::Read(_)) => Some(Kind::Repeatable),
+                Some(FrameKind::Typing(_)) => Some(Kind::Typing),
+                Some(FrameKind::Detach(_)) => Some(Kind::Detach),
+                Some(FrameKind::EndSession(_)) => Some(Kind::EndSession),
+                Some(FrameKind::Regenerate(_) | FrameKind::SelectModel(_) | FrameKind::RequestHelp(_)) => {
+                    Some(Kind::Other)
                 }
-                Some(FrameKind::Detach(_) | FrameKind::EndSession(_)) => {
-                    ClientFrame { request_id: peeked.request_id, kind: Kind::Leave, bytes: payload }
-                }
-                Some(_) => ClientFrame { request_id: peeked.request_id, kind: Kind::Other, bytes: payload },
                 None => return Err(Malformed::new(peeked.request_id, no_frame())),
+            };
+            match kind {
+                Some(kind) => ClientFrame { request_id: peeked.request_id, kind, bytes: payload },
+                // Those with a token are changed on the way.
+                None => read(ChatRequest::decode(payload).map_err(|_| undecodable())?)?,
             }
         }
     };
-    if is_request_id(&frame.request_id) {
+    if is_client_id(&frame.request_id) {
         return Ok(frame);
     }
-    let rule = "must have at most 64 printable ASCII characters";
+    let rule = "at most 64 printable ASCII characters, no spaces";
     Err(Malformed::new(String::new(), Failure::invalid("request_id", rule)))
 }
 
@@ -130,16 +144,12 @@ fn read(mut request: ChatRequest) -> Result<ClientFrame, Box<Malformed>> {
         // The token travels in the metadata from here on.
         Some(Frame::Open(open)) => Kind::Open(std::mem::take(&mut open.token)),
         Some(Frame::RefreshToken(refresh)) => Kind::RefreshToken(refresh.token.clone()),
-        Some(Frame::Detach(_) | Frame::EndSession(_)) => Kind::Leave,
-        Some(
-            Frame::Send(_)
-            | Frame::Stop(_)
-            | Frame::Regenerate(_)
-            | Frame::SelectModel(_)
-            | Frame::RequestHelp(_)
-            | Frame::Typing(_)
-            | Frame::Read(_),
-        ) => Kind::Other,
+        Some(Frame::Send(send)) => Kind::Send(send.client_message_id.clone()),
+        Some(Frame::Stop(_) | Frame::Read(_)) => Kind::Repeatable,
+        Some(Frame::Typing(_)) => Kind::Typing,
+        Some(Frame::Detach(_)) => Kind::Detach,
+        Some(Frame::EndSession(_)) => Kind::EndSession,
+        Some(Frame::Regenerate(_) | Frame::SelectModel(_) | Frame::RequestHelp(_)) => Kind::Other,
         None => return Err(Malformed::new(request.request_id, no_frame())),
     };
     let bytes = request.encode_to_vec().into();
@@ -173,46 +183,33 @@ pub(super) fn encode(dialect: Dialect, event: chat_response::Event) -> Payload {
     }
 }
 
+/// An event of core's that does not decode, or holds a value that JSON has no form for: a fault between core and edge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Untranslatable;
+
+impl std::fmt::Display for Untranslatable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the event cannot be translated")
+    }
+}
+
 /// Writes an event of core's.
 ///
 /// # Errors
-/// When it does not decode: a fault between core and edge.
-pub(super) fn translate(dialect: Dialect, event: Bytes) -> Result<Payload, prost::DecodeError> {
+/// When it is none.
+pub(super) fn translate(dialect: Dialect, event: Bytes) -> Result<Payload, Untranslatable> {
     match dialect {
-        Dialect::Json => Ok(Payload::Text(json::to_string(&ChatResponse::decode(event)?))),
+        Dialect::Json => {
+            let event = ChatResponse::decode(event).map_err(|_| Untranslatable)?;
+            Ok(Payload::Text(json::try_to_string(&event).ok_or(Untranslatable)?))
+        }
         Dialect::Proto => Ok(Payload::Binary(event)),
     }
 }
 
-/// What the edge wants to know about an event that passes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Passing {
-    TokenExpiring,
-    /// The close code that core asks for when the stream ends.
-    ClosesWith(u16),
-    Nothing,
-}
-
-/// Looks at an event. `ChatResponse` has one field, so its first byte is the tag of the event: most are told by it alone.
-pub(super) fn look(event: &Bytes) -> Passing {
-    const LENGTH_DELIMITED: u8 = 2;
-    const TOKEN_EXPIRING: u8 = (9 << 3) | LENGTH_DELIMITED;
-    const ERROR: u8 = (11 << 3) | LENGTH_DELIMITED;
-    const GOING_AWAY: u8 = (12 << 3) | LENGTH_DELIMITED;
-
-    let close_code = match event.first() {
-        Some(&TOKEN_EXPIRING) => return Passing::TokenExpiring,
-        Some(&(ERROR | GOING_AWAY)) => match ChatResponse::decode(event.clone()).ok().and_then(|event| event.event) {
-            Some(chat_response::Event::Error(error)) => error.close_code,
-            Some(chat_response::Event::GoingAway(going)) => going.close_code,
-            _ => 0,
-        },
-        _ => 0,
-    };
-    match u16::try_from(close_code) {
-        Ok(code @ (1000..=1003 | 1007..=1014 | 3000..=4999)) => Passing::ClosesWith(code),
-        Ok(_) | Err(_) => Passing::Nothing,
-    }
+/// A close code that may stand in a close frame.
+pub(super) fn close_code(code: u32) -> Option<u16> {
+    u16::try_from(code).ok().filter(|code| matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999))
 }
 
 #[cfg(test)]

@@ -14,13 +14,14 @@ use super::{
 };
 
 /// Where a connection is. `New` becomes `Opening` by the first frame, `Opening` becomes `Live` when core has the stream, and
-/// `Live` becomes `Leaving` by `detach` or `end_session`.
+/// `Live` becomes `Detaching` by `detach` or `Ending` by `end_session`. Another stream to core changes nothing here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     New,
     Opening,
     Live,
-    Leaving,
+    Detaching,
+    Ending,
 }
 
 #[derive(Debug)]
@@ -34,7 +35,7 @@ pub(super) struct Session {
 /// What is to be done about a frame.
 #[derive(Debug)]
 pub(super) enum Step {
-    Forward(Bytes),
+    Forward(ClientFrame),
     /// Verify the token unless the handshake brought one, and bring the stream to core up with this first frame.
     Open {
         token: Option<String>,
@@ -47,7 +48,7 @@ pub(super) enum Step {
         frame: Bytes,
     },
     /// Forward; the stream may end in order from here on.
-    Leave(Bytes),
+    Leave(ClientFrame),
     Answer(Box<v1::Error>),
     End(Box<Ending>),
 }
@@ -70,17 +71,30 @@ impl Session {
                 }
                 Step::Open { token, frame: bytes }
             }
-            (Phase::New, Kind::RefreshToken(_) | Kind::Leave | Kind::Other) => {
-                Step::End(Box::new(Ending::failed(close::OPEN_TIMEOUT, ends::open_first(), request_id)))
-            }
+            (
+                Phase::New,
+                Kind::RefreshToken(_)
+                | Kind::Send(_)
+                | Kind::Repeatable
+                | Kind::Typing
+                | Kind::Detach
+                | Kind::EndSession
+                | Kind::Other,
+            ) => Step::End(Box::new(Ending::failed(close::OPEN_TIMEOUT, ends::open_first(), request_id))),
             (Phase::Live, Kind::RefreshToken(token)) => Step::Refresh { token, request_id, frame: bytes },
-            (Phase::Live, Kind::Leave) => {
-                self.phase = Phase::Leaving;
-                Step::Leave(bytes)
+            (Phase::Live, kind @ Kind::Detach) => {
+                self.phase = Phase::Detaching;
+                Step::Leave(ClientFrame { request_id, kind, bytes })
+            }
+            (Phase::Live, kind @ Kind::EndSession) => {
+                self.phase = Phase::Ending;
+                Step::Leave(ClientFrame { request_id, kind, bytes })
             }
             // A second `open` too: core knows the answer.
-            (Phase::Live, Kind::Open(_) | Kind::Other) => Step::Forward(bytes),
-            (Phase::Opening | Phase::Leaving, _) => {
+            (Phase::Live, kind @ (Kind::Open(_) | Kind::Send(_) | Kind::Repeatable | Kind::Typing | Kind::Other)) => {
+                Step::Forward(ClientFrame { request_id, kind, bytes })
+            }
+            (Phase::Opening | Phase::Detaching | Phase::Ending, _) => {
                 let failure = Failure::new(ErrorCode::FailedPrecondition, "LEAVING", "this stream is ending");
                 Step::Answer(Box::new(failure.into_event(request_id)))
             }
@@ -105,15 +119,14 @@ impl Session {
         Err(Failure::invalid("refresh_token.token", "must have the same subject, roles and scopes as the one before"))
     }
 
-    /// The stream to core has ended in order.
-    pub(super) fn ended(&self) -> Ending {
-        match self.phase {
-            Phase::Leaving => Ending::normal(),
-            // Nobody asked for it: core is leaving, or lost us. The client resumes.
-            Phase::New | Phase::Opening | Phase::Live => {
-                Ending::by_core(crate::core_api::core_unavailable(), String::new())
-            }
-        }
+    /// The client wants the stream to end.
+    pub(super) fn is_leaving(&self) -> bool {
+        matches!(self.phase, Phase::Detaching | Phase::Ending)
+    }
+
+    /// The client wants nothing but to leave.
+    pub(super) fn is_detaching(&self) -> bool {
+        self.phase == Phase::Detaching
     }
 
     /// No acceptable token.

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     auth,
-    http::error::HttpFailure,
+    http::{bare::Bare, error::HttpFailure},
     state::{self, Edge, Peer},
 };
 
@@ -247,8 +247,8 @@ async fn serve(edge: Arc<Edge>, upgrade: OnUpgrade, handshake: Handshake) {
     let client_ip = handshake.caller.client_ip;
     tracing::debug!(client.ip = %client_ip, subprotocol = handshake.dialect.subprotocol(), "socket open");
     // The plain TCP stream is taken out of hyper's wrapper: one indirection and one buffer less per connection.
-    let (code, by) = match upgraded.downcast::<TokioIo<TcpStream>>() {
-        Ok(parts) => run(&edge, parts.io.into_inner(), parts.read_buf, handshake).await,
+    let (code, by) = match upgraded.downcast::<TokioIo<Bare<TcpStream>>>() {
+        Ok(parts) => run(&edge, parts.io.into_inner().into_inner(), parts.read_buf, handshake).await,
         Err(upgraded) => run(&edge, TokioIo::new(upgraded), Bytes::new(), handshake).await,
     };
     edge.metrics.closed(code, by.name());

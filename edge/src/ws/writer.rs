@@ -8,17 +8,15 @@ use std::{
 
 use bytes::Bytes;
 use chatbox_proto::{status::Failure, v1::chat_response};
-use futures_util::StreamExt as _;
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::{
-    frame::{self, Dialect, Passing},
+    frame::{self, Dialect},
+    link::{Link, Next},
     socket::{Socket, message},
 };
-use crate::core_api::Events;
-
 /// Answers of the edge's own that may wait while the client does not read. A client that neither reads nor stops asking is
 /// too slow.
 const MAX_ANSWERS: usize = 32;
@@ -72,6 +70,11 @@ impl Writer {
         self.push(message(frame::encode(self.dialect, event)))
     }
 
+    /// Queues an answer that there can only be so many of as frames are kept for core.
+    pub(super) fn answer_kept(&mut self, event: chat_response::Event) {
+        self.answers.push_back(message(frame::encode(self.dialect, event)));
+    }
+
     /// Queues a ping.
     ///
     /// # Errors
@@ -121,7 +124,7 @@ impl Writer {
         &mut self,
         cx: &mut Context<'_>,
         socket: &mut Socket<S>,
-        mut events: Option<&mut Events>,
+        link: &mut Link,
     ) -> Result<(), Attention> {
         if self.state == Flow::Blocked {
             self.flush(cx, socket)?;
@@ -132,11 +135,10 @@ impl Writer {
         for _ in 0..MAX_BATCH {
             let next = match self.answers.pop_front() {
                 Some(answer) => Some(answer),
-                None => match events.as_mut().map(|events| events.poll_next_unpin(cx)) {
-                    Some(Poll::Ready(Some(Ok(event)))) => self.take(event)?,
-                    Some(Poll::Ready(Some(Err(failure)))) => return Err(Attention::EventsEnded(Err(failure))),
-                    Some(Poll::Ready(None)) => return Err(Attention::EventsEnded(Ok(()))),
-                    Some(Poll::Pending) | None => return self.flush(cx, socket),
+                None => match link.poll_next(cx) {
+                    Poll::Ready(Next::Ended(result)) => return Err(Attention::EventsEnded(result)),
+                    Poll::Ready(next) => self.take(next)?,
+                    Poll::Pending => return self.flush(cx, socket),
                 },
             };
             if let Some(message) = next {
@@ -167,13 +169,17 @@ impl Writer {
     }
 
     /// An event of core's as the message to send, if it is to be sent.
-    fn take(&mut self, event: Bytes) -> Result<Option<Message>, Attention> {
-        match frame::look(&event) {
+    fn take(&mut self, next: Next) -> Result<Option<Message>, Attention> {
+        let event = match next {
+            Next::Pass(event) => event,
             // Core and edge watch the same token: the client is told once, by whoever is first.
-            Passing::TokenExpiring if !self.warn() => return Ok(None),
-            Passing::ClosesWith(code) => self.announced = Some(code),
-            Passing::TokenExpiring | Passing::Nothing => {}
-        }
+            Next::TokenExpiring(event) if self.warn() => event,
+            Next::ClosesWith(code, event) => {
+                self.announced = Some(code);
+                event
+            }
+            Next::TokenExpiring(_) | Next::Swallow | Next::Ended(_) => return Ok(None),
+        };
         let payload = frame::translate(self.dialect, event).map_err(|error| {
             tracing::error!(error = %error, "an event of core's does not decode");
             Attention::BadEvent

@@ -13,7 +13,7 @@
 mod layers;
 mod units;
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, io, path::Path};
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -22,6 +22,9 @@ pub use units::{ByteSize, duration};
 
 /// Environment variables by name. `main` collects them; tests write a map.
 pub type Vars = BTreeMap<String, String>;
+
+/// Reads a file that a setting names. `main` passes `std::fs::read_to_string`.
+pub type ReadFile<'a> = &'a dyn Fn(&Path) -> io::Result<String>;
 
 /// Everything that is wrong with a configuration, one line each.
 #[derive(Debug, Clone, PartialEq, Eq)]

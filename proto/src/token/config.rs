@@ -1,10 +1,10 @@
 //! The section `[token]` of both binaries.
 
-use std::{fmt, time::Duration};
+use std::{fmt, path::Path, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Visitor};
 
-use crate::settings;
+use crate::settings::{self, ReadFile};
 
 /// How tokens are verified. One algorithm per deployment, pinned: what a token's header says never chooses it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,8 +12,10 @@ use crate::settings;
 pub struct TokenConfig {
     /// `HS256`, `RS256`, `ES256` or `EdDSA`.
     pub algorithm: Algorithm,
-    /// The shared secret of HS256: at least 32 bytes.
+    /// The shared secret of HS256: at least 32 bytes. Empty: in `secret_file`.
     pub secret: Secret,
+    /// A file that holds the secret; a line end at its end is not part of it. Empty: not set.
+    pub secret_file: String,
     /// The key set of an asymmetric algorithm as a file; empty: not set.
     pub jwks_file: String,
     /// The key set of an asymmetric algorithm as a URL; empty: not set.
@@ -38,6 +40,7 @@ impl Default for TokenConfig {
         Self {
             algorithm: Algorithm::HS256,
             secret: Secret::default(),
+            secret_file: String::new(),
             jwks_file: String::new(),
             jwks_url: String::new(),
             issuer: String::new(),
@@ -105,9 +108,20 @@ impl TokenConfig {
         mistakes
     }
 
+    /// Takes the secret from its file, if one is named. To be called before [`check`](Self::check).
+    ///
+    /// # Errors
+    /// What is wrong, naming the setting.
+    pub fn read_secret(&mut self, read_file: ReadFile<'_>) -> Result<(), String> {
+        self.secret.read_from("token.secret", &self.secret_file, read_file)
+    }
+
     fn check_secret(&self, production: bool, mistakes: &mut Vec<String>) {
         let secret = self.secret.expose();
-        if secret.is_empty() {
+        if secret.is_empty() && !self.secret_file.is_empty() {
+            // It could not be read, or nothing is in it.
+            mistakes.push("token.secret_file: must hold the secret".to_owned());
+        } else if secret.is_empty() {
             mistakes.push("token.secret: must be set for HS256".to_owned());
         } else if secret.len() < MIN_SECRET_BYTES {
             mistakes.push(format!("token.secret: must have at least {MIN_SECRET_BYTES} bytes"));
@@ -123,8 +137,8 @@ impl TokenConfig {
 
     fn check_key_set(&self, production: bool, mistakes: &mut Vec<String>) {
         let name = self.algorithm.name();
-        if !self.secret.expose().is_empty() {
-            mistakes.push(format!("token.secret: not used with {name}; remove it"));
+        if !self.secret.expose().is_empty() || !self.secret_file.is_empty() {
+            mistakes.push(format!("token.secret, token.secret_file: not used with {name}; remove them"));
         }
         match (self.jwks_file.is_empty(), self.jwks_url.is_empty()) {
             (true, true) => mistakes.push(format!("token.jwks_file or token.jwks_url: one must be set for {name}")),
@@ -189,6 +203,24 @@ impl Secret {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Takes the secret of the setting `name` from the file of the setting `name_file`, if one is named.
+    ///
+    /// # Errors
+    /// What is wrong, naming the setting.
+    pub fn read_from(&mut self, name: &str, file: &str, read_file: ReadFile<'_>) -> Result<(), String> {
+        if file.is_empty() {
+            return Ok(());
+        }
+        if !self.is_empty() {
+            return Err(format!("{name}, {name}_file: set only one of them"));
+        }
+        let text = read_file(Path::new(file));
+        let text = text.map_err(|error| format!("{name}_file: cannot be read: {}", error.kind()))?;
+        // Editors end a file with a line feed; no secret does.
+        *self = Self::new(text.trim_end_matches(['\r', '\n']));
+        Ok(())
     }
 
     /// Whether it looks like one from an example, or is too uniform to be random.
@@ -281,6 +313,30 @@ mod tests {
             assert_eq!(hs256(weak).check(false).len(), 0, "{weak}");
             assert!(hs256(weak).check(true)[0].starts_with("token.secret: "), "{weak}");
         }
+    }
+
+    #[test]
+    fn a_secret_comes_from_a_file_too_and_only_from_one_place() {
+        let read = |path: &Path| match path.to_str() {
+            Some("/run/secret") => Ok(format!("{GOOD}\r\n")),
+            Some("/run/empty") => Ok("\n".to_owned()),
+            _ => Err(std::io::ErrorKind::PermissionDenied.into()),
+        };
+        let from = |file: &str| TokenConfig { secret_file: file.to_owned(), ..TokenConfig::default() };
+        let mut config = from("/run/secret");
+        config.read_secret(&read).unwrap();
+        assert_eq!((config.secret.expose(), config.check(true).len()), (GOOD, 0));
+        assert!(config.read_secret(&read).unwrap_err().starts_with("token.secret, token.secret_file: "));
+        let mut denied = from("/run/other");
+        assert_eq!(denied.read_secret(&read).unwrap_err(), "token.secret_file: cannot be read: permission denied");
+        let mut empty = from("/run/empty");
+        empty.read_secret(&read).unwrap();
+        for config in [denied, empty] {
+            assert_eq!(config.check(false), ["token.secret_file: must hold the secret"]);
+        }
+        let unused =
+            TokenConfig { jwks_file: "keys.json".to_owned(), algorithm: Algorithm::ES256, ..from("/run/secret") };
+        assert_eq!(unused.check(false), ["token.secret, token.secret_file: not used with ES256; remove them"]);
     }
 
     #[test]

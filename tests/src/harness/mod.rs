@@ -1,8 +1,8 @@
 //! What scenarios are written with.
 //!
-//! The product: [`stack`] (core and edge in this process), [`pair`] (the two binaries), [`dev`] (the real `chatbox dev`).
+//! The product: [`stack`] (core and edge in this process), [`pair`] (the two binaries), [`cores`] (several cores on one database), [`dev`] (the real `chatbox dev`).
 //! Servers: [`provider`] (a server that follows a script, for OpenAI, Anthropic and Dify), [`llmock`],
-//! [`llama`] (a real model), [`jwks`] (a key set), [`proxy`] (a network that misbehaves). Clients: [`client`] over
+//! [`llama`] (a real model), [`mongod`] (replica sets), [`jwks`] (a key set), [`proxy`] (a network that misbehaves). Clients: [`client`] over
 //! [`ws`] in both encodings and over [`grpc`], [`http`], foreign ones in [`programs`]. Around them: [`process`], [`tools`], [`ports`], [`token`],
 //! [`contract`] (every call that there is), [`history`], [`transcript`], [`metrics`], [`served`], [`wait`].
 //!
@@ -11,6 +11,7 @@
 
 pub mod client;
 pub mod contract;
+pub mod cores;
 pub mod dev;
 pub mod gate;
 pub mod grpc;
@@ -20,12 +21,14 @@ pub mod jwks;
 pub mod llama;
 pub mod llmock;
 pub mod metrics;
+pub mod mongod;
 pub mod pair;
 pub mod ports;
 pub mod process;
 pub mod programs;
 pub mod provider;
 pub mod proxy;
+pub mod raw_h2;
 pub mod served;
 pub mod stack;
 pub mod token;

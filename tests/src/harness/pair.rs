@@ -78,13 +78,23 @@ impl Pair {
     /// # Errors
     /// When one was not built or does not get ready.
     pub async fn start_under(prefix: &str, settings: Settings) -> Result<Self> {
+        Self::start_with(prefix, &format!("token.secret = \"{SECRET}\"\n"), settings).await
+    }
+
+    /// Starts both with these lines about tokens, instead of the secret that [`token`](Self::token) signs with.
+    ///
+    /// # Errors
+    /// When one was not built or does not get ready.
+    pub async fn start_verifying(token: &str, settings: Settings) -> Result<Self> {
+        Self::start_with("/chatbox", token, settings).await
+    }
+
+    async fn start_with(prefix: &str, token: &str, settings: Settings) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let addresses = Addresses { http: free_port()?, grpc: free_port()? };
         let metrics = [free_port()?, free_port()?];
         let common = |listen, metrics| {
-            format!(
-                "profile = \"dev\"\nlisten = \"{listen}\"\nmetrics_listen = \"{metrics}\"\ntoken.secret = \"{SECRET}\"\n"
-            )
+            format!("profile = \"dev\"\nlisten = \"{listen}\"\nmetrics_listen = \"{metrics}\"\n{token}")
         };
         let key = chatbox_core::seal::KeyRing::generate_key();
         let core = format!(

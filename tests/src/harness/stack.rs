@@ -57,7 +57,7 @@ impl Setup {
         let mut core = chatbox_core::config::Config { profile: Profile::Dev, ..Default::default() };
         core.listen.set_port(0);
         "127.0.0.1:0".clone_into(&mut core.metrics_listen);
-        core.store.url = format!("sqlite:{}", folder.path().join("chatbox.db").display());
+        core.store.url = format!("sqlite:{}", folder.path().join("chatbox.db").display()).into();
         let key = Secret::new(chatbox_core::seal::KeyRing::generate_key());
         core.keys.ring = vec![KeyConfig { id: "test".to_owned(), key, key_file: String::new() }];
         core.token.secret = Secret::new(SECRET);

@@ -27,9 +27,10 @@ pub fn tool(path: &str) -> Result<PathBuf> {
 /// # Errors
 /// When it was not built.
 pub fn binary(name: &str) -> Result<PathBuf> {
-    // The test runs as TARGET/PROFILE/deps/NAME-HASH.
-    let test = std::env::current_exe().context("the path of the running test")?;
-    let profile = test.ancestors().nth(2).context("the test is in a build folder")?;
+    // A test runs as TARGET/PROFILE/deps/NAME-HASH, a program of this crate as TARGET/PROFILE/NAME.
+    let own = std::env::current_exe().context("the path of the running test")?;
+    let folder = own.parent().context("the test is in a build folder")?;
+    let profile = if folder.ends_with("deps") { folder.parent().context("deps is in a folder")? } else { folder };
     let found = profile.join(name);
     ensure!(found.exists(), "{} is missing: run `make test-build`", found.display());
     Ok(found)

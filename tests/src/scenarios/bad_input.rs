@@ -160,6 +160,26 @@ async fn ten_malformed_frames_end_the_connection() {
 }
 
 #[tokio::test]
+async fn frames_above_the_rate_are_refused_by_core_too() {
+    const RATE: u32 = 5;
+    let setup = Setup::new().unwrap().with(|setup| setup.core.limits.frames_per_second = RATE);
+    let stack = Stack::start(setup).await.unwrap();
+    let (mut client, _) = opened(&stack, Transport::Grpc, "alice").await;
+    let mut sent = Vec::new();
+    for _ in 0..RATE + 3 {
+        sent.push(client.send(Frame::Read(Read { seq: 0 })).await.unwrap());
+    }
+    let refused = |event: &Event| match event {
+        Event::Error(error) => Some(error.clone()),
+        _ => None,
+    };
+    let error = client.until("a refusal", refused).await.unwrap();
+    assert_eq!((error.code(), error.reason.as_str()), (ErrorCode::ResourceExhausted, "TOO_MANY_FRAMES"));
+    assert!(error.retry_after.is_some() && error.close_code == 0 && sent.contains(&error.request_id), "{error:?}");
+    stack.shutdown().await.unwrap();
+}
+
+#[tokio::test]
 async fn whatever_comes_before_open_ends_the_connection_or_is_refused() {
     let stack = Stack::start(Setup::new().unwrap()).await.unwrap();
     for transport in Transport::ALL {

@@ -109,7 +109,8 @@ async fn what_is_declared_and_not_built_says_so_with_one_error_info() {
     let built = ["Chat", "ListModels", "CreateSession", "GetSession", "ListSessions", "ListMessages", "EndSession"];
     let service = serde_json::json!({"scope": "generate files sessions"});
     for method in contract::methods().unwrap() {
-        if !method.is_admin() && built.contains(&method.name()) {
+        let built = if method.is_admin() { &["RotateKeys"][..] } else { &built };
+        if built.contains(&method.name()) {
             continue;
         }
         let role = if method.is_admin() { "admin" } else { "service" };

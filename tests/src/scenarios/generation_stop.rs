@@ -184,7 +184,9 @@ async fn what_is_written_during_a_reply_is_answered_together_up_to_a_limit() {
 
 #[tokio::test]
 async fn a_message_whose_ack_was_lost_on_the_way_is_there_once() {
-    let stack = Stack::start(Setup::new().unwrap().proxied()).await.unwrap();
+    // Here it is the client that comes back.
+    let setup = Setup::new().unwrap().proxied().with(|setup| setup.edge.core.reopen_timeout = Duration::ZERO);
+    let stack = Stack::start(setup).await.unwrap();
     let direct = stack.addresses();
     let to_edge = Proxy::start(direct.http).await.unwrap();
     let to_core = Proxy::start(direct.grpc).await.unwrap();

@@ -145,3 +145,43 @@ async fn only_listed_origins_open_a_socket_and_only_with_a_token() {
     assert_eq!(Connect::new(address).refused().await.unwrap().status, 401);
     stack.shutdown().await.unwrap();
 }
+
+/// Heads that no handler ever sees.
+#[tokio::test]
+async fn a_head_that_cannot_be_read_is_answered_with_the_security_headers_too() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let setup = Setup::new().unwrap().with(|setup| setup.edge.limits.header_timeout = Duration::from_secs(1));
+    let stack = Stack::start(setup).await.unwrap();
+    let many: String = (0..100).map(|number| format!("x-{number}: y\r\n")).collect();
+    let good = "GET /chatbox/healthz HTTP/1.1\r\nhost: x\r\n\r\n";
+    for (what, head, status) in [
+        ("not HTTP", "nonsense\r\n\r\n".to_owned(), Some("400")),
+        ("a bad header", "GET / HTTP/1.1\r\nbad header\r\n\r\n".to_owned(), Some("400")),
+        ("a bad one after a good one", format!("{good}nonsense\r\n\r\n"), Some("400")),
+        ("too many headers", format!("GET / HTTP/1.1\r\n{many}\r\n"), Some("431")),
+        ("a big head", format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(64 << 10)), Some("431")),
+        ("a long path", format!("GET /{} HTTP/1.1\r\n\r\n", "y".repeat(66 << 10)), None),
+        ("a head that does not end", "GET / HTTP/1.1\r\nx: y".to_owned(), None),
+    ] {
+        let mut stream = tokio::net::TcpStream::connect(stack.addresses().http).await.unwrap();
+        let _ = stream.write_all(head.as_bytes()).await;
+        let mut answer = Vec::new();
+        // A reset after the answer is the kernel's word for what was not read.
+        let read = stream.read_to_end(&mut answer);
+        let _ = tokio::time::timeout(Duration::from_secs(10), read).await.expect(what);
+        let answer = String::from_utf8(answer).unwrap();
+        let last = answer.rsplit("HTTP/1.1 ").next().unwrap_or_default();
+        if let Some(status) = status {
+            assert!(last.starts_with(status), "{what}: {answer}");
+        }
+        if !answer.is_empty() {
+            for header in
+                ["x-content-type-options: nosniff", "content-security-policy: default-src", "x-frame-options: DENY"]
+            {
+                assert!(last.contains(header), "{what}: {answer}");
+            }
+        }
+    }
+    stack.shutdown().await.unwrap();
+}

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::harness::{
-    client::{Client, Closed, Received, Transport},
+    client::{Addresses, Client, Closed, Received, Transport},
     contract::error_info,
     grpc,
     http::Http,
@@ -165,22 +165,62 @@ async fn a_new_key_of_the_issuer_is_found_and_an_old_one_is_forgotten() {
     assert_accepted(&stack, &of_old).await;
     issuer.set(Some(vec![new.jwk().unwrap()]));
     // The unknown key id makes both look again, at most once a second.
-    let accepts = |token: String| {
-        let addresses = stack.addresses();
-        async move {
-            let edge = Http::new(addresses.http, Some(&token)).send(Method::GET, "/api/v1/models", None).await.ok()?;
-            let mut core = grpc::core(grpc::channel(addresses.grpc).ok()?, Some(&token)).ok()?;
-            let core = core.list_models(ListModelsRequest {}).await;
-            Some((edge.status == 200, core.is_ok()))
-        }
-    };
-    let both = || async { accepts(of_new.clone()).await.filter(|both| *both == (true, true)) };
+    let both = || async { accepts(stack.addresses(), &of_new).await.filter(|both| *both == (true, true)) };
     wait_for("the new key is taken", LIMIT, both).await.unwrap();
-    assert_eq!(accepts(of_old.clone()).await, Some((false, false)), "the old key is still taken");
+    assert_eq!(accepts(stack.addresses(), &of_old).await, Some((false, false)), "the old key is still taken");
     // An issuer that fails takes nothing away.
     issuer.set(None);
     assert_accepted(&stack, &of_new).await;
     stack.shutdown().await.unwrap();
+}
+
+/// Whether the edge, and core without it, take a token now.
+async fn accepts(addresses: Addresses, token: &str) -> Option<(bool, bool)> {
+    let edge = Http::new(addresses.http, Some(token)).send(Method::GET, "/api/v1/models", None).await.ok()?;
+    let mut core = grpc::core(grpc::channel(addresses.grpc).ok()?, Some(token)).ok()?;
+    let core = core.list_models(ListModelsRequest {}).await;
+    Some((edge.status == 200, core.is_ok()))
+}
+
+#[tokio::test]
+async fn keys_that_change_in_the_file_of_running_processes_change_whom_they_believe() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.json");
+    let minter = |kid: &str| Minter::generate(jsonwebtoken::Algorithm::ES256, kid).unwrap();
+    let (old, new, last) = (minter("old"), minter("new"), minter("last"));
+    let publish = |minter: &Minter| {
+        // Renamed into place, so that nobody reads half of it.
+        let next = folder.path().join("next.json");
+        std::fs::write(&next, json!({"keys": [minter.jwk().unwrap()]}).to_string()).unwrap();
+        std::fs::rename(&next, &file).unwrap();
+    };
+    let token = |minter: &Minter| minter.mint(&claims("alice", "user")).unwrap();
+    let (of_old, of_new, of_last) = (token(&old), token(&new), token(&last));
+    publish(&old);
+    let verifying = format!(
+        "token.algorithm = \"ES256\"\ntoken.jwks_file = \"{}\"\ntoken.jwks_refresh = \"10s\"\n\
+         token.jwks_min_interval = \"1s\"\n",
+        file.display()
+    );
+    let quick = "drain.notice = \"0s\"\ndrain.jitter = \"0s\"".to_owned();
+    let settings = Settings { core: quick.clone(), edge: quick, vars: Vec::new() };
+    let pair = Pair::start_verifying(&verifying, settings).await.unwrap();
+    let addresses = pair.addresses();
+    assert_eq!(accepts(addresses, &of_old).await, Some((true, true)));
+    assert_eq!(accepts(addresses, &of_new).await, Some((false, false)));
+
+    // A token of the new key makes both look at the file again, and with that the old key is forgotten.
+    publish(&new);
+    let taken = || async { accepts(addresses, &of_new).await.filter(|both| *both == (true, true)) };
+    wait_for("the new key is taken", LIMIT, taken).await.unwrap();
+    assert_eq!(accepts(addresses, &of_old).await, Some((false, false)), "the old key is still taken");
+
+    // A key that was taken out is forgotten within the refresh time, also when nobody shows an unknown one.
+    publish(&last);
+    let refused = || async { accepts(addresses, &of_new).await.filter(|both| *both == (false, false)) };
+    wait_for("the key that was taken out is refused", LIMIT, refused).await.unwrap();
+    assert_eq!(accepts(addresses, &of_last).await, Some((true, true)));
+    pair.shutdown().await.unwrap();
 }
 
 #[tokio::test]

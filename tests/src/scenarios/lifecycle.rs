@@ -1,5 +1,7 @@
 //! Starting and stopping: often, in one process, and with everything still going on.
 
+use std::time::Duration;
+
 use chatbox_proto::v1::{chat_request::Open, chat_response::ResumeVerdict};
 
 use crate::harness::{
@@ -61,9 +63,32 @@ async fn two_live_in_one_process_stopping_twice_is_once_and_a_failed_start_leave
 }
 
 #[tokio::test]
+async fn a_device_that_breaks_off_takes_nothing_from_another_on_the_same_session() {
+    let stack = Stack::start(Setup::new().unwrap()).await.unwrap();
+    for (number, transport) in Transport::ALL.into_iter().enumerate() {
+        let user = format!("user-{number}");
+        let mut first = stack.connect(Transport::ALL[0], &user).await.unwrap();
+        let session_id = first.open(Open::default()).await.unwrap().session.unwrap().session_id;
+        let mut second = stack.connect(transport, &user).await.unwrap();
+        second.open(Open { session_id, ..Open::default() }).await.unwrap();
+        // A reset, after the second one has joined: whoever tears the first one down must not take the session for its own.
+        first.socket().unwrap().tcp().set_zero_linger().unwrap();
+        drop(first);
+        for (id, text) in [("m1", "still here?"), ("m2", "and now?")] {
+            second.say(id, text).await.unwrap();
+            let said = second.reply().await.unwrap().finished.text;
+            assert!(said.contains(&format!("> {text}\n")), "{transport:?}: {said}");
+        }
+    }
+    stack.shutdown().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_client_resumes_after_core_was_restarted_without_loss_or_doubling() {
     for transport in Transport::ALL {
-        let mut stack = Stack::start(Setup::new().unwrap()).await.unwrap();
+        // Here it is the client that comes back.
+        let setup = Setup::new().unwrap().with(|setup| setup.edge.core.reopen_timeout = Duration::ZERO);
+        let mut stack = Stack::start(setup).await.unwrap();
         let mut before = stack.connect(transport, "alice").await.unwrap();
         let session_id = before.open(Open::default()).await.unwrap().session.unwrap().session_id;
         before.say("before", "one").await.unwrap();

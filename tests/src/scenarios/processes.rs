@@ -48,7 +48,7 @@ fn good(role: Role, listen: SocketAddr) -> Vec<(&'static str, String)> {
 }
 
 /// One bad value for a key, and the key that the answer has to name.
-const BAD_CORE: [(&str, &str); 16] = [
+const BAD_CORE: [(&str, &str); 17] = [
     ("profile", "\"staging\""),
     ("listen", "\"localhost\""),
     ("metrics_listen", "\"nowhere\""),
@@ -57,6 +57,7 @@ const BAD_CORE: [(&str, &str); 16] = [
     ("store.call_timeout", "\"1h\""),
     ("keys.ring", "[]"),
     ("token.secret", "\"short\""),
+    ("token.secret_file", "\"/nowhere/secret\""),
     ("token.algorithm", "\"none\""),
     ("token.leeway", "\"1h\""),
     ("session.page_size", "0"),
@@ -85,6 +86,15 @@ const BAD_EDGE: [(&str, &str); 15] = [
     ("log.format", "\"xml\""),
 ];
 
+/// A start that cannot be is over within 2 s; a machine that is so busy that a process which only says its version takes
+/// long just now has as much more time.
+fn assert_at_once(role: Role, took: Duration, what: &str) {
+    let started = Instant::now();
+    assert!(Command::new(binary(role.binary()).unwrap()).arg("--version").output().unwrap().status.success());
+    let limit = Duration::from_secs(2).max(started.elapsed() * 20);
+    assert!(took < limit, "{role:?} with {what} took {took:?} of {limit:?}");
+}
+
 #[tokio::test]
 async fn every_bad_setting_is_named_and_nothing_is_opened() {
     let folder = tempfile::tempdir().unwrap();
@@ -107,9 +117,9 @@ async fn every_bad_setting_is_named_and_nothing_is_opened() {
         command.env_clear().arg("--config").arg(&file).current_dir(folder.path());
         let mut process = Process::start(role.binary(), command, &folder.path().join(format!("{number}.log"))).unwrap();
         let status = process.wait_exit(LIMIT).await.unwrap();
+        assert_at_once(role, started.elapsed(), &format!("{key} = {value}"));
         let said = process.log();
         assert_eq!(status.code(), Some(BAD_CONFIG), "{role:?} with {key} = {value}: {said}");
-        assert!(started.elapsed() < Duration::from_secs(10), "{role:?} with {key} = {value}");
         let naming = said.lines().filter(|line| line.contains(key)).count();
         assert_eq!(naming, 1, "{role:?} with {key} = {value} says: {said}");
         assert!(!said.contains(SECRET) && !said.contains("panicked"), "{said}");
@@ -145,9 +155,10 @@ async fn a_second_process_on_a_taken_port_says_so_and_leaves_the_first_alone() {
         let started = Instant::now();
         let mut second = Process::start("the second", command, &folder.path().join("log")).unwrap();
         let status = second.wait_exit(LIMIT).await.unwrap();
+        assert_at_once(role, started.elapsed(), "a taken port");
         let said = second.log();
         assert!(!status.success() && said.contains(&taken.to_string()), "{status}: {said}");
-        assert!(started.elapsed() < Duration::from_secs(10) && !said.contains("panicked"), "{said}");
+        assert!(!said.contains("panicked"), "{said}");
         pair.ready().await.unwrap();
     }
     pair.shutdown().await.unwrap();
@@ -167,6 +178,8 @@ async fn a_prefix_that_is_changed_in_the_file_alone_works_and_health_agrees() {
             let healthy = |pair: &Pair| {
                 let mut command = Command::new(binary(role.binary()).unwrap());
                 command.env_clear().arg("--config").arg(pair.settings(role)).arg("health");
+                // As in an image without certificates: asking oneself takes none.
+                command.env("SSL_CERT_FILE", "/nowhere").env("SSL_CERT_DIR", "/nowhere");
                 command.output().unwrap().status.success()
             };
             assert!(healthy(&pair), "{role:?} under {prefix:?}");

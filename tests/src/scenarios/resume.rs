@@ -1,5 +1,7 @@
 //! Reload and loss of the network in the middle of a reply: nothing is missing, nothing comes twice.
 
+use std::time::Duration;
+
 use chatbox_proto::v1::{ErrorCode, FinishReason, chat_response::Event};
 
 use super::transcript::Transcript;
@@ -153,6 +155,8 @@ async fn a_device_that_leaves_and_comes_back_in_mid_reply_misses_nothing_and_see
 async fn when_the_way_from_edge_to_core_breaks_in_mid_reply_the_browser_is_told_and_resumes() {
     let provider = Provider::start().await.unwrap();
     let setup = Setup::new().unwrap().with_models(&provider, &["m"]).proxied();
+    // Here it is the browser that comes back.
+    let setup = setup.with(|setup| setup.edge.core.reopen_timeout = Duration::ZERO);
     let stack = Stack::start(setup).await.unwrap();
     for encoding in Encoding::ALL {
         let (transport, user) = (Transport::Socket(encoding), format!("{encoding:?}"));

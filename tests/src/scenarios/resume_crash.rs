@@ -23,7 +23,7 @@ use crate::harness::{
 };
 
 /// Settings of a core whose model `m` is scripted, of which heartbeats and checkpoints come often, and that lets one user
-/// write as fast as the store takes it.
+/// write as fast as the store takes it. The edge does not open streams again: here it is clients that come back.
 pub(super) fn settings(provider: &Provider) -> Settings {
     let drain = "drain.notice = \"0s\"\ndrain.jitter = \"0s\"\n";
     let core = format!(
@@ -34,7 +34,7 @@ pub(super) fn settings(provider: &Provider) -> Settings {
         provider.base_url()
     );
     let edge = format!(
-        "{drain}limits.frames_per_second = 10000\nlimits.connections_per_user = 1000\nlimits.handshakes_per_ip = 10000\n"
+        "{drain}core.reopen_timeout = \"0s\"\nlimits.frames_per_second = 10000\nlimits.connections_per_user = 1000\nlimits.handshakes_per_ip = 10000\n"
     );
     Settings { core, edge, vars: Vec::new() }
 }

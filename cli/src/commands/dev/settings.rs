@@ -54,8 +54,8 @@ impl Settings {
         let mut core = core_defaults(args, data, &vars)?;
         add_models(&mut core, &mut vars, found);
         let core = CoreConfig::load(Some(&core.to_string()), &vars, &|path| std::fs::read_to_string(path));
-        let edge = edge_defaults(args, listeners, data)?;
-        let edge = EdgeConfig::load(Some(&edge.to_string()), &vars);
+        let edge = edge_defaults(args, listeners, data, &vars)?;
+        let edge = EdgeConfig::load(Some(&edge.to_string()), &vars, &|path| std::fs::read_to_string(path));
         match (core, edge) {
             (Ok(core), Ok(mut edge)) => {
                 // One process, one way to verify.
@@ -116,7 +116,7 @@ fn core_defaults(args: &DevArgs, data: &DataDir, vars: &Vars) -> Result<Table> {
     };
     table.insert("listen".to_owned(), GRPC.to_string().into());
     table.insert("store".to_owned(), one("url", &format!("sqlite:{database}")));
-    table.insert("token".to_owned(), one("secret", data.token_secret()?.expose()));
+    token_default("CORE", &mut table, data, vars)?;
     table.insert("log".to_owned(), one("filter", log_filter(args.verbose)));
     // An array of tables in the text would hide the variable that sets the whole of it.
     if !["CHATBOX_CORE_KEYS_RING", "CHATBOX_KEYS_RING"].iter().any(|name| variable(vars, name).is_some()) {
@@ -128,7 +128,7 @@ fn core_defaults(args: &DevArgs, data: &DataDir, vars: &Vars) -> Result<Table> {
     Ok(table)
 }
 
-fn edge_defaults(args: &DevArgs, listeners: Listeners, data: &DataDir) -> Result<Table> {
+fn edge_defaults(args: &DevArgs, listeners: Listeners, data: &DataDir, vars: &Vars) -> Result<Table> {
     let mut table = toml! {
         profile = "dev"
         metrics_listen = ""
@@ -139,9 +139,18 @@ fn edge_defaults(args: &DevArgs, listeners: Listeners, data: &DataDir) -> Result
     };
     table.insert("listen".to_owned(), HTTP.to_string().into());
     table.insert("origins".to_owned(), origins(listeners.http).into());
-    table.insert("token".to_owned(), one("secret", data.token_secret()?.expose()));
+    token_default("EDGE", &mut table, data, vars)?;
     table.insert("log".to_owned(), one("filter", log_filter(args.verbose)));
     Ok(table)
+}
+
+/// The secret of the folder, unless a variable names a file that holds another.
+fn token_default(role: &str, table: &mut Table, data: &DataDir, vars: &Vars) -> Result<()> {
+    let names = [format!("CHATBOX_{role}_TOKEN_SECRET_FILE"), "CHATBOX_TOKEN_SECRET_FILE".to_owned()];
+    if !names.iter().any(|name| variable(vars, name).is_some()) {
+        table.insert("token".to_owned(), one("secret", data.token_secret()?.expose()));
+    }
+    Ok(())
 }
 
 /// The page's own origins, as far as they are known before the listener is bound. An empty list means the same by the

@@ -19,7 +19,7 @@ use chatbox_proto::{
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{Room, live::LiveReply};
+use super::Room;
 use crate::{
     domain::{
         entry::{Sender, Seq},
@@ -34,13 +34,13 @@ use crate::{
 };
 
 /// Streams on one session; more are refused.
-const MAX_SUBSCRIBERS: usize = 64;
+pub(super) const MAX_SUBSCRIBERS: usize = 64;
 
 /// A client that knows more than the store is waited for this long: its core may be ahead of a read.
 const FUTURE_POSITION: Duration = Duration::from_secs(2);
 
 /// `typing` lapses unless refreshed.
-const TYPING_LAPSES: Duration = Duration::from_secs(10);
+pub(super) const TYPING_LAPSES: Duration = Duration::from_secs(10);
 
 /// Names a subscriber within its room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +83,17 @@ enum HalfClosed {
     Replies(Seq),
 }
 
+/// What a stream that wants to join waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lacking {
+    /// Entries that it has and this room has not.
+    Entries,
+    /// A look at the store, after hints may have been missed.
+    Currency,
+    /// The text of a reply that runs in another core.
+    Text,
+}
+
 /// Everybody who is attached, and those who wait for entries that this room has not seen yet.
 #[derive(Default)]
 pub(super) struct Subscribers {
@@ -99,6 +110,22 @@ impl Subscribers {
     /// Nobody has anything that will lapse.
     pub(super) fn is_quiet(&self) -> bool {
         self.waiting.is_empty() && self.attached.iter().all(|s| s.typing_until.is_none() && s.half_closed.is_none())
+    }
+
+    /// Somebody waits to join.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Everybody who is attached, once each.
+    pub(super) fn senders(&self) -> Vec<Sender> {
+        let mut senders: Vec<Sender> = Vec::new();
+        for subscriber in &self.attached {
+            if !senders.iter().any(|sender| sender.user_id == subscriber.sender.user_id) {
+                senders.push(subscriber.sender.clone());
+            }
+        }
+        senders
     }
 
     pub(super) fn sender(&self, id: SubscriberId) -> Option<&Sender> {
@@ -168,7 +195,7 @@ impl Subscribers {
     }
 }
 
-fn typing(sender: &Sender, active: bool) -> Bytes {
+pub(super) fn typing(sender: &Sender, active: bool) -> Bytes {
     let sender = Some(event::wire_sender(sender));
     event::encode(response::Event::Typing(response::Typing { sender, active }))
 }
@@ -176,6 +203,10 @@ fn typing(sender: &Sender, active: bool) -> Bytes {
 impl Room {
     pub(super) fn attach(&mut self, attach: Attach) {
         self.sweep_subscribers();
+        if self.link.is_cut_off() {
+            // Nothing is heard of what others write: who opens is told what the store has now.
+            self.stale_since = Some(Instant::now());
+        }
         let refusal = if self.is_leaving() {
             Some(shutting_down())
         } else if self.subscribers.attached.len() + self.subscribers.waiting.len() >= MAX_SUBSCRIBERS {
@@ -189,18 +220,38 @@ impl Room {
         };
         if let Some(failure) = refusal {
             let _ = attach.done.send(Err(failure));
-        } else if attach.after_seq.is_some_and(|after| after > self.state.head) {
-            self.writes.wants_tail = true;
+        } else if let Some(lacking) = self.lacks(&attach) {
+            self.writes.wants_tail |= lacking != Lacking::Text;
             self.subscribers.waiting.push((attach, Instant::now() + FUTURE_POSITION));
         } else {
             self.join(attach);
         }
     }
 
-    /// Joins those who waited for entries that have come.
+    /// What has to be found out before a stream can join.
+    fn lacks(&self, attach: &Attach) -> Option<Lacking> {
+        if attach.after_seq.is_some_and(|after| after > self.state.head) {
+            Some(Lacking::Entries)
+        } else if self.stale_since.is_some() {
+            Some(Lacking::Currency)
+        } else if self.remote.as_ref().is_some_and(|remote| !remote.ready) {
+            Some(Lacking::Text)
+        } else {
+            None
+        }
+    }
+
+    /// The store was asked, by a read that began then.
+    pub(super) fn caught_up(&mut self, read_at: Instant) {
+        if self.stale_since.take_if(|since| *since <= read_at).is_some() {
+            self.retry_opens();
+        }
+    }
+
+    /// Joins those who waited for what has come.
     pub(super) fn retry_opens(&mut self) {
         for (attach, deadline) in std::mem::take(&mut self.subscribers.waiting) {
-            if attach.after_seq.is_some_and(|after| after > self.state.head) {
+            if self.lacks(&attach).is_some() {
                 self.subscribers.waiting.push((attach, deadline));
             } else {
                 self.join(attach);
@@ -211,16 +262,22 @@ impl Room {
     /// A position above the head is never an answer: after a while somebody else has to give it.
     pub(super) fn fail_late_opens(&mut self, now: Instant) {
         for (attach, deadline) in std::mem::take(&mut self.subscribers.waiting) {
-            if deadline > now {
-                self.writes.wants_tail = true;
+            let lacking = self.lacks(&attach);
+            if deadline > now && lacking.is_some() {
+                self.writes.wants_tail |= lacking != Some(Lacking::Text);
                 self.subscribers.waiting.push((attach, deadline));
                 continue;
             }
-            let failure = Failure::new(
-                ErrorCode::Unavailable,
-                "POSITION_AHEAD",
-                "this server has not seen the position yet; try again",
-            );
+            let (reason, text) = match lacking {
+                Some(Lacking::Entries) => ("POSITION_AHEAD", "this server has not seen the position yet; try again"),
+                Some(Lacking::Currency) => ("CATCHING_UP", "this server may have missed something; try again"),
+                // Its text comes when it comes; the conversation need not wait for it.
+                Some(Lacking::Text) | None => {
+                    self.join(attach);
+                    continue;
+                }
+            };
+            let failure = Failure::new(ErrorCode::Unavailable, reason, text);
             let _ = attach.done.send(Err(failure.retry_after(Duration::from_secs(1))));
         }
     }
@@ -247,15 +304,23 @@ impl Room {
         {
             queue.push_replay(replay(self.log.clone(), after, head));
         }
-        if let Some(live) = &self.reply {
+        let running = match (&self.reply, &self.remote) {
+            (Some(live), _) => Some(snapshot(live.id, live.started_seq, &live.text, &live.model, reply)),
+            (None, Some(remote)) => {
+                Some(snapshot(remote.id(), remote.started_seq(), &remote.text, remote.model(), reply))
+            }
+            (None, None) => None,
+        };
+        if let Some(snapshot) = running {
             // Ahead of the queue's count: it may be larger than everything else together.
-            queue.push_replay(stream::once(std::future::ready(Ok(snapshot(live, reply)))).boxed());
+            queue.push_replay(stream::once(std::future::ready(Ok(snapshot))).boxed());
         }
         queue.push(event::encode(response::Event::CaughtUp(response::CaughtUp { seq: head })));
         self.subscribers.last_id += 1;
         let id = SubscriberId(self.subscribers.last_id);
         self.subscribers.attached.push(Subscriber { id, queue, sender, typing_until: None, half_closed: None });
         self.broadcast_presence(None);
+        self.publish_presence(false);
         if done.send(Ok(id)).is_err() {
             self.detach(id);
         }
@@ -279,6 +344,7 @@ impl Room {
             return;
         }
         self.broadcast_presence(None);
+        self.publish_presence(false);
     }
 
     /// Ends the streams of those who send nothing more, once nothing that they wait for is left: their own writes, then the
@@ -313,8 +379,9 @@ impl Room {
         }
         let mut participants: Vec<response::Participant> = Vec::new();
         let mut offline: BTreeMap<&str, Seq> = self.read_marks.iter().map(|(k, v)| (k.as_str(), *v)).collect();
-        for subscriber in &self.subscribers.attached {
-            let sender = event::wire_sender(&subscriber.sender);
+        let attached = self.subscribers.attached.iter().map(|subscriber| &subscriber.sender);
+        for sender in attached.chain(self.peers.online()) {
+            let sender = event::wire_sender(sender);
             if participants.iter().any(|p| p.sender.as_ref().is_some_and(|s| s.user_id == sender.user_id)) {
                 continue;
             }
@@ -335,12 +402,12 @@ impl Room {
 }
 
 /// What the client lacks of the running reply: from its position if that is a place in this reply, else everything.
-fn snapshot(live: &LiveReply, position: Option<(MessageId, u32)>) -> Bytes {
+fn snapshot(reply: MessageId, started_seq: Seq, text: &str, model: &str, position: Option<(MessageId, u32)>) -> Bytes {
     let offset = match position {
-        Some((id, offset)) if id == live.id && live.text.is_char_boundary(offset as usize) => offset,
+        Some((id, offset)) if id == reply && text.is_char_boundary(offset as usize) => offset,
         Some(_) | None => 0,
     };
-    event::snapshot(live.id, live.started_seq, offset, &live.text[offset as usize..], &live.model)
+    event::snapshot(reply, started_seq, offset, &text[offset as usize..], model)
 }
 
 /// The entries in `(after, head]`, read page by page as the subscriber takes them.

@@ -3,9 +3,10 @@
 
 use std::{future::Future, pin::Pin, task, time::Duration};
 
+use chatbox_proto::ids::MessageId;
 use tokio::time::Instant;
 
-use super::write::Write;
+use super::{remote::Found, write::Write};
 use crate::{
     domain::{
         entry::{Entry, Seq},
@@ -15,7 +16,7 @@ use crate::{
         error::SessionError,
         log::{PAGE, SessionLog},
     },
-    store::{Append, Appended, MessageKey},
+    store::{Append, Appended, BootId, LogDocument, MessageKey},
 };
 
 /// Between two looks for what a store could not tell.
@@ -49,7 +50,8 @@ pub(super) struct Landed {
 }
 
 pub(super) enum Outcome {
-    Done,
+    /// Written: the document as it is stored.
+    Done(LogDocument),
     /// The entries that were missed, and the message that has the same key.
     Conflict {
         tail: Vec<Entry>,
@@ -59,6 +61,10 @@ pub(super) enum Outcome {
     Failed(SessionError),
     /// A reply that runs by the log and has no task, with the text that is left of it.
     Orphan(RunningReply, String),
+    /// The reply moves after all.
+    Alive,
+    /// What is known elsewhere of a reply that runs there.
+    Looked(MessageId, Found),
 }
 
 impl Future for InFlight {
@@ -72,9 +78,13 @@ impl Future for InFlight {
     }
 }
 
+fn document(append: Append) -> LogDocument {
+    LogDocument { first_seq: append.expected_head + 1, count: append.count, sealed: append.sealed }
+}
+
 pub(super) async fn append(log: SessionLog, append: Append) -> Outcome {
     match log.call(log.store.append(append.clone())).await {
-        Ok(Appended::Done(_)) => Outcome::Done,
+        Ok(Appended::Done(_)) => Outcome::Done(document(append)),
         Ok(Appended::Conflict) => conflict(log, append.expected_head, append.messages.into_iter().next()).await,
         Err(error) if error.outcome_unknown() => Outcome::Unknown(Box::new(append), error),
         Err(error) => Outcome::Failed(error),
@@ -112,7 +122,7 @@ async fn read_tail(log: &SessionLog, head: Seq) -> Result<Vec<Entry>, SessionErr
 pub(super) async fn resolve(log: SessionLog, append: Append) -> Outcome {
     loop {
         match log.call(log.store.find_append(log.id, append.append_id)).await {
-            Ok(Some(_)) => return Outcome::Done,
+            Ok(Some(_)) => return Outcome::Done(document(append)),
             Ok(None) => return conflict(log, append.expected_head, None).await,
             Err(error) if error.is_passing() => tokio::time::sleep(ASK_AGAIN).await,
             Err(error) => return Outcome::Failed(error),
@@ -120,12 +130,29 @@ pub(super) async fn resolve(log: SessionLog, append: Append) -> Outcome {
     }
 }
 
-/// Reads what is left of a reply whose task is gone. The embedded store has one owner, so that it is gone is certain. A
-/// store that cannot tell now is asked again: finishing without the checkpoint would destroy it.
-pub(super) async fn adopt(log: SessionLog, running: RunningReply) -> Outcome {
+/// Who says that a reply has no task any more.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Death {
+    /// The store has one owner, and this process does not run it.
+    OneOwner,
+    /// Its row has stood still at this number of renewals; without one, there was none for as long.
+    StoodStill(Option<u64>),
+}
+
+/// Reads what is left of a reply whose task is gone, unless it moves after all. A store that cannot tell now is asked
+/// again: finishing without the checkpoint would destroy it.
+pub(super) async fn adopt(log: SessionLog, running: RunningReply, death: Death, boot_id: BootId) -> Outcome {
     let text = loop {
         let read = match log.call(log.store.reply_row(log.id)).await {
-            Ok(Some(row)) if row.message_id == running.id => log.open_checkpoint(running.id, &row.checkpoint),
+            Ok(Some(row)) if row.message_id == running.id => {
+                if let Death::StoodStill(at) = death
+                    && at != Some(row.renewals)
+                    && row.boot_id != boot_id
+                {
+                    return Outcome::Alive;
+                }
+                log.open_checkpoint(running.id, &row.checkpoint)
+            }
             Ok(_) => Ok(String::new()),
             Err(error) => Err(error),
         };

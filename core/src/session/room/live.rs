@@ -22,6 +22,7 @@ use crate::{
     session::{
         error::SessionError,
         event,
+        link::{RemoteDelta, Said},
         log::SessionLog,
         reply::{EVENT_QUEUE, ReplyEvent, ReplyJob},
         subscriber::Delta,
@@ -51,6 +52,8 @@ pub(super) struct LiveReply {
     renewals: u64,
     checkpointed: usize,
     renewed_at: Instant,
+    /// When the last renewal that succeeded began; before the first one, the append that started the reply.
+    leased_at: Instant,
     /// `None` when it did not run in this core.
     started_at: Option<Instant>,
     running: Gauge,
@@ -73,6 +76,7 @@ impl LiveReply {
             waiters: Vec::new(),
             renewals: 0,
             renewed_at: Instant::now(),
+            leased_at: Instant::now(),
             started_at: None,
             running: metrics.replies_running.clone(),
         }
@@ -92,6 +96,11 @@ impl LiveReply {
             self.events = None;
             self.cancel.cancel();
         }
+    }
+
+    /// Somebody stopped it in another core.
+    pub(super) fn cancel(&mut self) {
+        self.end(FinishReason::Cancelled, None);
     }
 
     /// The core is leaving.
@@ -148,6 +157,7 @@ pub(super) async fn next_event(reply: &mut Option<LiveReply>, paused: bool) -> O
 pub(super) struct Renewal {
     reply: MessageId,
     bytes: usize,
+    started: Instant,
     update: Pin<Box<dyn Future<Output = Result<Option<u64>, SessionError>> + Send>>,
 }
 
@@ -155,6 +165,7 @@ pub(super) struct Renewal {
 pub(super) struct Renewed {
     reply: MessageId,
     bytes: usize,
+    started: Instant,
     /// The number of renewals now; `None` when the lease is lost.
     result: Result<Option<u64>, SessionError>,
 }
@@ -164,7 +175,7 @@ impl Future for Renewal {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> task::Poll<Renewed> {
         let result = task::ready!(self.update.as_mut().poll(cx));
-        task::Poll::Ready(Renewed { reply: self.reply, bytes: self.bytes, result })
+        task::Poll::Ready(Renewed { reply: self.reply, bytes: self.bytes, started: self.started, result })
     }
 }
 
@@ -189,11 +200,13 @@ async fn renew(
 }
 
 impl Room {
-    /// Starts the task of a reply whose start has just been appended here.
-    pub(super) fn begin_reply(&mut self) {
+    /// Starts the task of a reply whose start has just been appended here, by an append that took so long.
+    pub(super) fn begin_reply(&mut self, took: Duration) {
         let Some(running) = self.state.running.clone() else { return };
         let mut reply = LiveReply::new(&running, String::new(), &self.shared.metrics);
         reply.started_at = Some(Instant::now());
+        // Others may have seen the row since then.
+        reply.leased_at = reply.leased_at.checked_sub(took).unwrap_or(reply.leased_at);
         if self.is_cutting() {
             // It was decided before the cut and written after it.
             reply.interrupt();
@@ -214,7 +227,42 @@ impl Room {
         self.reply = Some(reply);
     }
 
+    /// When the lease of the running reply ends unless it is renewed; `None` where nobody else could judge it.
+    pub(super) fn lease_ends(&self) -> Option<Instant> {
+        let reply = self.reply.as_ref().filter(|reply| !reply.is_ending() && self.shared.store.is_shared())?;
+        Some(reply.leased_at + self.shared.limits.reply_lapse)
+    }
+
+    /// Others may have judged the reply dead by now, and ended it: nothing more of it is said.
+    pub(super) fn check_lease(&mut self) {
+        if self.lease_ends().is_some_and(|at| at <= Instant::now())
+            && let Some(reply) = &mut self.reply
+        {
+            tracing::warn!(session.id = %self.log.id, reply.id = %reply.id, "the lease of a reply lapsed");
+            reply.end(FinishReason::Interrupted, None);
+        }
+    }
+
+    /// Takes over a reply whose core is gone, to end it with what is left of its text.
+    pub(super) fn adopt_reply(&mut self, checkpoint: &str) {
+        let (None, Some(running)) = (&self.reply, &self.state.running) else { return };
+        let remote = self.remote.take().filter(|remote| remote.id() == running.id);
+        self.look = None;
+        self.stopping = None;
+        // What was heard of it may go further than what was saved.
+        let heard = remote.as_ref().map_or("", |remote| remote.text.as_str());
+        let text = if heard.len() > checkpoint.len() { heard } else { checkpoint };
+        let mut reply = LiveReply::interrupted(running, text.to_owned(), &self.shared.metrics);
+        reply.waiters = remote.map(|mut remote| remote.take_waiters()).unwrap_or_default();
+        self.reply = Some(reply);
+    }
+
     pub(super) fn reply_event(&mut self, event: Option<ReplyEvent>) {
+        // A core that was stopped for a while must not speak before it has looked at its clock.
+        self.check_lease();
+        if self.reply.as_ref().is_some_and(LiveReply::is_ending) {
+            return;
+        }
         let Some(reply) = &mut self.reply else { return };
         match event {
             Some(ReplyEvent::Text(text)) => {
@@ -231,6 +279,9 @@ impl Room {
                     text: Arc::from(text),
                     encoded,
                 };
+                let (message_id, started_seq) = (reply.id, reply.started_seq);
+                let text = delta.text.clone();
+                self.link.publish(&Said::Delta(RemoteDelta { message_id, started_seq, offset, text }));
                 self.shared.metrics.deltas.inc();
                 self.subscribers.broadcast_delta(&delta);
             }
@@ -257,6 +308,9 @@ impl Room {
                     self.answer(origin, Err(too_many_writes()));
                 }
             }
+            Some(_) | None if self.remote.as_ref().is_some_and(|remote| remote.id() == message_id) => {
+                self.stop_remote(origin);
+            }
             Some(_) | None => {
                 self.answer(origin, Ok(Done { message_id: Some(message_id), ..Done::default() }));
             }
@@ -268,7 +322,8 @@ impl Room {
         let Some(reply) = &mut self.reply else { return };
         let since = reply.renewed_at.elapsed();
         let progress = reply.text.len() > reply.checkpointed && since >= self.shared.limits.checkpoint;
-        if self.renewal.is_some() || reply.is_ending() || !(progress || since >= RENEW_WITHOUT_PROGRESS) {
+        let idle = RENEW_WITHOUT_PROGRESS.min(self.shared.limits.reply_lapse / 3);
+        if self.renewal.is_some() || reply.is_ending() || !(progress || since >= idle) {
             return;
         }
         reply.renewed_at = Instant::now();
@@ -276,7 +331,7 @@ impl Room {
         let sealed = self.log.seal_checkpoint(id, &reply.text);
         let (log, boot_id) = (self.log.clone(), self.shared.boot_id);
         let update = Box::pin(renew(log, id, boot_id, expected, sealed));
-        self.renewal = Some(Renewal { reply: id, bytes, update });
+        self.renewal = Some(Renewal { reply: id, bytes, started: reply.renewed_at, update });
     }
 
     pub(super) fn renewed(&mut self, renewed: Renewed) {
@@ -285,6 +340,7 @@ impl Room {
             Ok(Some(renewals)) => {
                 reply.renewals = renewals;
                 reply.checkpointed = renewed.bytes;
+                reply.leased_at = renewed.started;
             }
             Ok(None) if reply.is_ending() => {}
             Ok(None) => {

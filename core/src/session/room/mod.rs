@@ -5,6 +5,9 @@
 mod attach;
 mod flight;
 mod live;
+mod marks;
+mod peers;
+mod remote;
 mod write;
 
 use std::{collections::BTreeMap, future::Future, pin::Pin, sync::Arc, time::Duration};
@@ -19,18 +22,25 @@ pub use self::attach::{Attach, SubscriberId};
 use self::{
     attach::Subscribers,
     live::{LiveReply, Renewal},
+    marks::{Marks, store_marks},
+    peers::Peers,
+    remote::{Look, RemoteReply, Stopping},
     write::{Op, Origin, Write, Writes},
 };
 use super::{
     directory::{Phase, Shared},
     error::{SessionError, shutting_down},
     event,
+    link::{Link, Said},
     log::SessionLog,
 };
-use crate::domain::{
-    entry::{EndReason, Message, Sender, Seq},
-    session::SessionState,
-    time::Timestamp,
+use crate::{
+    bus::Subscription,
+    domain::{
+        entry::{EndReason, Message, Sender, Seq},
+        session::SessionState,
+        time::Timestamp,
+    },
 };
 
 /// Commands that wait for the room; senders wait beyond that.
@@ -59,11 +69,24 @@ pub enum Frame {
 
 pub(super) enum Command {
     Attach(Attach),
-    Frame { subscriber: SubscriberId, request_id: String, frame: Frame },
+    Frame {
+        subscriber: SubscriberId,
+        request_id: String,
+        frame: Frame,
+    },
     HalfClose(SubscriberId),
     Detach(SubscriberId),
-    End { by: Sender, done: oneshot::Sender<Result<v1::Session, Failure>> },
-    StoreHead(Seq),
+    End {
+        by: Sender,
+        done: oneshot::Sender<Result<v1::Session, Failure>>,
+    },
+    /// The head as the store told it to a read that began then.
+    StoreHead {
+        head: Seq,
+        read_at: Instant,
+    },
+    /// Nobody renews the reply that runs by the log: its row at this number of renewals, or none.
+    Dead(Option<(MessageId, u64)>),
 }
 
 /// Reaches one room. Sending fails when the room has closed: then look it up again.
@@ -92,8 +115,8 @@ impl RoomHandle {
     }
 
     /// For hints that may be lost.
-    pub(super) fn hint_store_head(&self, head: Seq) {
-        let _ = self.commands.try_send(Box::new(Command::StoreHead(head)));
+    pub(super) fn hint_store_head(&self, head: Seq, read_at: Instant) {
+        let _ = self.commands.try_send(Box::new(Command::StoreHead { head, read_at }));
     }
 
     /// Hands a subscriber's frame to the room; the answer comes on the subscriber's queue.
@@ -121,13 +144,30 @@ impl RoomHandle {
     }
 }
 
-/// Read marks on their way to the store; resolves to those that could not be stored.
-type Marks = Pin<Box<dyn Future<Output = BTreeMap<String, Seq>> + Send>>;
+/// What a room begins with.
+pub(super) struct Opening {
+    pub(super) log: SessionLog,
+    pub(super) owner: String,
+    pub(super) created_at: Timestamp,
+    pub(super) state: SessionState,
+    pub(super) read_marks: BTreeMap<String, Seq>,
+    pub(super) link: Link,
+    /// Begun before the state was read; `None` when there are no other cores.
+    pub(super) subscription: Option<Subscription>,
+}
 
 /// See the module's text.
 pub(super) struct Room {
     shared: Arc<Shared>,
     log: SessionLog,
+    link: Link,
+    subscription: Option<Subscription>,
+    /// Hints may have been missed since then: nothing is served as current before the store was asked.
+    stale_since: Option<Instant>,
+    peers: Peers,
+    remote: Option<RemoteReply>,
+    look: Option<Look>,
+    stopping: Option<Stopping>,
     owner: Arc<str>,
     created_at: Timestamp,
     state: SessionState,
@@ -151,20 +191,21 @@ pub(super) struct Room {
 
 impl Room {
     /// A room at the head of its session, and the way to reach it. Nothing runs yet.
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        log: SessionLog,
-        owner: &str,
-        created_at: Timestamp,
-        state: SessionState,
-        read_marks: BTreeMap<String, Seq>,
-    ) -> (Self, RoomHandle) {
+    pub(super) fn new(shared: Arc<Shared>, opening: Opening) -> (Self, RoomHandle) {
+        let Opening { log, owner, created_at, state, read_marks, link, subscription } = opening;
         let (sender, commands) = mpsc::channel(COMMAND_QUEUE);
         let owner: Arc<str> = owner.into();
         let handle = RoomHandle { commands: sender, owner: owner.clone() };
         let phase = shared.phase.clone();
         let room = Self {
             log,
+            link,
+            subscription,
+            stale_since: None,
+            peers: Peers::default(),
+            remote: None,
+            look: None,
+            stopping: None,
             owner,
             created_at,
             store_head: state.head,
@@ -191,15 +232,18 @@ impl Room {
     pub(super) async fn run(mut self: Box<Self>) {
         // `phase` may have changed before this room existed.
         self.phase.mark_changed();
+        self.publish_presence(true);
         let alarm = tokio::time::sleep_until(self.next_deadline());
         tokio::pin!(alarm);
         loop {
             self.note_emptiness();
+            self.follow(false);
             if self.is_done() {
                 break;
             }
             self.start_writes();
             self.start_renewal();
+            self.start_look();
             self.settle_half_closed();
             self.start_marks();
             // Setting a timer costs more than passing on a delta: one that rings too early is harmless, so it is only moved
@@ -214,6 +258,9 @@ impl Room {
                 landed = poll(&mut self.writes.in_flight) => self.landed(landed),
                 renewed = poll(&mut self.renewal) => self.renewed(renewed),
                 event = live::next_event(&mut self.reply, paused) => self.reply_event(event),
+                found = poll(&mut self.look) => self.found(found),
+                stopped = poll(&mut self.stopping) => self.stopped(stopped),
+                delivery = peers::next_delivery(&mut self.subscription) => self.delivered(delivery),
                 command = self.commands.recv() => match command {
                     Some(command) => self.command(*command),
                     // The directory holds a sender until the room retires.
@@ -237,6 +284,7 @@ impl Room {
         let quiet = self.subscribers.is_empty()
             && self.writes.is_idle()
             && self.reply.is_none()
+            && !self.remote.as_ref().is_some_and(RemoteReply::needs_care)
             && (!self.state.needs_reply() || self.is_leaving());
         let lingered = self.is_leaving() || self.empty_since.is_some_and(|since| since.elapsed() >= LINGER);
         quiet && lingered && self.commands.is_empty()
@@ -278,12 +326,15 @@ impl Room {
             Command::End { by, done } => {
                 self.writes.push(Write::new(Op::End { by, reason: EndReason::User }, Origin::Call(done)));
             }
-            Command::StoreHead(head) => {
+            Command::StoreHead { head, read_at } => {
                 self.store_head = self.store_head.max(head);
                 if head > self.state.head {
                     self.writes.wants_tail = true;
+                } else {
+                    self.caught_up(read_at);
                 }
             }
+            Command::Dead(row) => self.judge(row),
         }
     }
 
@@ -302,6 +353,7 @@ impl Room {
             Frame::Stop(message_id) => self.stop(message_id, origin),
             Frame::Typing(active) => {
                 self.subscribers.typing(subscriber, active);
+                self.link.publish(&Said::Typing { sender, active });
                 self.answer_frame(origin);
             }
             Frame::Read(seq) if seq > self.state.head => {
@@ -313,6 +365,7 @@ impl Room {
                     *mark = seq;
                     self.dirty_marks.insert(sender.user_id, seq);
                     self.broadcast_presence(Some(subscriber));
+                    self.publish_presence(false);
                 }
                 self.answer_frame(origin);
             }
@@ -353,6 +406,7 @@ impl Room {
         self.phase.mark_unchanged();
         if self.is_leaving() {
             self.subscribers.send_away(self.shared.limits.away_jitter);
+            self.publish_presence(false);
         }
         if self.is_cutting()
             && let Some(reply) = &mut self.reply
@@ -368,9 +422,12 @@ impl Room {
             && self.reply.is_none()
             && self.writes.is_idle()
             && self.dirty_marks.is_empty()
+            && self.peers.is_quiet()
             && self.empty_since.is_none();
         let tick = if quiet { self.next_heartbeat } else { self.next_heartbeat.min(now + TICK) };
-        self.writes.retry_at().map_or(tick, |at| at.min(tick)).max(now)
+        let look = self.remote.as_ref().filter(|_| self.look.is_none()).map(RemoteReply::next_look);
+        let sooner = [self.writes.retry_at(), look, self.lease_ends()];
+        sooner.into_iter().flatten().fold(tick, Instant::min).max(now)
     }
 
     fn tick(&mut self) {
@@ -380,41 +437,14 @@ impl Room {
             self.subscribers.broadcast(&event::heartbeat(self.store_head.max(self.state.head)));
         }
         self.subscribers.lapse_typing(now);
+        self.tick_peers(now);
+        self.check_lease();
         self.fail_late_opens(now);
         for origin in self.writes.take_late(self.shared.limits.store_call) {
             self.answer(origin, Err(Failure::from(&SessionError::StoreTimeout)));
         }
         self.sweep_subscribers();
     }
-
-    /// Read marks may lose a second: they are written one batch at a time, however often somebody scrolls.
-    fn start_marks(&mut self) {
-        let due = self.marked_at.is_none_or(|at| at.elapsed() >= TICK);
-        if self.marks.is_none() && due && !self.dirty_marks.is_empty() {
-            let marks = std::mem::take(&mut self.dirty_marks);
-            self.marks = Some(Box::pin(store_marks(self.log.clone(), marks)));
-            self.marked_at = Some(Instant::now());
-        }
-    }
-
-    /// What could not be stored is tried again, unless somebody has read further meanwhile.
-    fn marked(&mut self, unmarked: BTreeMap<String, Seq>) {
-        for (user_id, seq) in unmarked {
-            self.dirty_marks.entry(user_id).or_insert(seq);
-        }
-    }
-}
-
-/// Stores read marks; returns those that could not be.
-async fn store_marks(log: SessionLog, marks: BTreeMap<String, Seq>) -> BTreeMap<String, Seq> {
-    let mut unmarked = BTreeMap::new();
-    for (user_id, seq) in marks {
-        if let Err(error) = log.call(log.store.mark_read(log.id, &user_id, seq)).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, session.id = %log.id, "a read mark was not stored");
-            unmarked.insert(user_id, seq);
-        }
-    }
-    unmarked
 }
 
 fn too_many_writes() -> Failure {

@@ -12,14 +12,15 @@ use tokio::{sync::oneshot, time::Instant};
 use super::{
     Room,
     attach::SubscriberId,
-    flight::{InFlight, Landed, Outcome, adopt, append, conflict, resolve},
+    flight::{Death, InFlight, Landed, Outcome, adopt, append, conflict, resolve},
     live::LiveReply,
+    remote::{RemoteReply, look},
 };
 use crate::{
     domain::{
         decide::{self, NextReply, Rejection},
         entry::{EndReason, Entry, EntryKind, Fact, FinishReason, Message, Sender, Seq},
-        session::SessionState,
+        session::{RunningReply, SessionState},
         time::Timestamp,
     },
     session::{error::SessionError, event},
@@ -40,6 +41,8 @@ pub(super) enum Op {
     End { by: Sender, reason: EndReason },
     /// The end of the live reply.
     FinishReply(MessageId),
+    /// The end of a reply of another core, which does not answer.
+    Cut(MessageId),
     /// A reply to what waits.
     Answer,
 }
@@ -156,8 +159,8 @@ impl Room {
             self.writes.in_flight = Some(InFlight::new(None, Vec::new(), work));
             return None;
         }
-        if let (None, Some(running)) = (&self.reply, &self.state.running) {
-            let work = adopt(self.log.clone(), running.clone());
+        if let (None, Some(running), Some(death)) = (&self.reply, &self.state.running, self.death()) {
+            let work = adopt(self.log.clone(), running.clone(), death, self.shared.boot_id);
             self.writes.in_flight = Some(InFlight::new(None, Vec::new(), work));
             return None;
         }
@@ -170,7 +173,27 @@ impl Room {
         if self.state.needs_reply() && self.reply.is_none() && may_retry && !self.is_leaving() {
             return Some(Write::new(Op::Answer, Origin::Nobody));
         }
-        self.writes.pending.pop_front()
+        let write = self.writes.pending.pop_front()?;
+        if matches!(write.op, Op::End { .. })
+            && let Some(remote) = self.remote.as_mut().filter(|remote| !remote.asked_for_end)
+        {
+            // The end keeps as much of the reply as can be had.
+            remote.asked_for_end = true;
+            let (id, known) = (remote.id(), event::length(&remote.text));
+            let work = look(self.log.clone(), self.link.clone(), id, known, self.shared.boot_id);
+            let work = async move { Outcome::Looked(id, work.await) };
+            self.writes.in_flight = Some(InFlight::new(Some(write), Vec::new(), work));
+            return None;
+        }
+        Some(write)
+    }
+
+    /// Why what runs by the log runs nowhere, if that is so.
+    fn death(&self) -> Option<Death> {
+        if !self.shared.store.is_shared() {
+            return Some(Death::OneOwner);
+        }
+        self.remote.as_ref()?.judged().map(Death::StoodStill)
     }
 
     fn decide(&self, op: &Op) -> Result<Vec<EntryKind>, Rejection> {
@@ -187,10 +210,15 @@ impl Room {
                 let Some(live) = &self.reply else { return Err(Rejection::NotRunning) };
                 decide::finish_reply(state, *id, live.ending(FinishReason::Interrupted), reply)
             }
+            Op::Cut(id) => {
+                let remote = self.remote.as_ref().filter(|remote| remote.id() == *id).ok_or(Rejection::NotRunning)?;
+                decide::finish_reply(state, *id, remote.ending(FinishReason::Cancelled), reply)
+            }
             Op::End { by, reason } => {
-                let ending = || match &self.reply {
-                    Some(live) => live.ending(FinishReason::Cancelled),
-                    None => decide::Ending {
+                let ending = || match (&self.reply, &self.remote) {
+                    (Some(live), _) => live.ending(FinishReason::Cancelled),
+                    (None, Some(remote)) => remote.ending(FinishReason::Cancelled),
+                    (None, None) => decide::Ending {
                         finish: FinishReason::Interrupted,
                         text: String::new(),
                         usage: crate::domain::entry::Usage::default(),
@@ -291,14 +319,17 @@ impl Room {
     pub(super) fn landed(&mut self, landed: Landed) {
         let Landed { write, entries, took, outcome } = landed;
         match outcome {
-            Outcome::Done => {
+            Outcome::Done(document) => {
                 self.shared.metrics.appended("done");
                 self.shared.metrics.append_took("done", took);
                 self.writes.failures = 0;
                 self.writes.retry_at = None;
+                self.count_finished(&entries);
                 self.apply_all(&entries);
-                if self.reply.is_none() && self.state.running.is_some() {
-                    self.begin_reply();
+                self.link.publish_document(&document);
+                let started = |running: &RunningReply| running.started_seq >= document.first_seq;
+                if self.reply.is_none() && self.state.running.as_ref().is_some_and(started) {
+                    self.begin_reply(took);
                 }
                 if let Some(write) = write {
                     let done = done(&entries);
@@ -311,6 +342,10 @@ impl Room {
                     self.shared.metrics.appended("conflict");
                     self.decide_again(write, found);
                 }
+                if let Some(read_at) = Instant::now().checked_sub(took) {
+                    self.caught_up(read_at);
+                }
+                self.follow(false);
                 self.retry_opens();
             }
             Outcome::Unknown(append, error) => {
@@ -324,7 +359,16 @@ impl Room {
                 self.writes.in_flight = Some(InFlight::new(None, entries, work));
             }
             Outcome::Orphan(running, text) => {
-                self.reply = Some(LiveReply::interrupted(&running, text, &self.shared.metrics));
+                if self.state.running.as_ref().is_some_and(|now| now.id == running.id) {
+                    self.adopt_reply(&text);
+                }
+            }
+            Outcome::Alive => self.acquit(),
+            Outcome::Looked(id, found) => {
+                self.found((id, found));
+                if let Some(write) = write {
+                    self.writes.pending.push_front(write);
+                }
             }
             Outcome::Failed(error) => {
                 self.shared.metrics.appended("failed");
@@ -375,6 +419,12 @@ impl Room {
         match write.op {
             // The end of a reply is not anybody's call to repeat: it is tried until it is written.
             Op::FinishReply(_) | Op::Answer => self.back_off(),
+            Op::Cut(_) => {
+                let waiters = self.remote.as_mut().map(RemoteReply::take_waiters);
+                for origin in waiters.into_iter().flatten() {
+                    self.answer(origin, Err(Failure::from(error)));
+                }
+            }
             Op::Send(_) | Op::End { .. } => self.answer(write.origin, Err(Failure::from(error))),
         }
     }
@@ -385,9 +435,21 @@ impl Room {
         self.writes.retry_at = Some(Instant::now() + delay.min(MAX_RETRY));
     }
 
-    /// Applies entries that the store has confirmed, in order, and shows each to every subscriber.
-    fn apply_all(&mut self, entries: &[Entry]) {
+    /// Counts replies where their end is written: with several cores, in one of them.
+    fn count_finished(&self, entries: &[Entry]) {
         for entry in entries {
+            if let EntryKind::ReplyFinished(finished) = &entry.fact.kind {
+                let ran_for = self.reply.as_ref().filter(|reply| reply.id == finished.id).and_then(LiveReply::ran_for);
+                self.shared.metrics.reply_finished(finished, ran_for);
+            }
+        }
+    }
+
+    /// Applies entries that the store has confirmed, in order, and shows each to every subscriber.
+    pub(super) fn apply_all(&mut self, entries: &[Entry]) {
+        // What was heard from another core meanwhile is read again.
+        let head = self.state.head;
+        for entry in entries.iter().filter(|entry| entry.seq > head) {
             if let Err(error) = self.state.apply(entry) {
                 tracing::error!(%error, session.id = %self.log.id, "the log is out of order");
                 self.writes.wants_tail = true;
@@ -395,8 +457,6 @@ impl Room {
             }
             self.subscribers.broadcast(&event::entry(entry));
             if let EntryKind::ReplyFinished(finished) = &entry.fact.kind {
-                let ran_for = self.reply.as_ref().filter(|reply| reply.id == finished.id).and_then(LiveReply::ran_for);
-                self.shared.metrics.reply_finished(finished, ran_for);
                 self.drop_reply(finished.id);
             }
         }

@@ -14,6 +14,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
+    bus::{Bus, local::LocalBus},
     domain::entry::{Message, Sender, SenderRole},
     llm::{
         Chunk, ChunkStream, Prompt, Provider, ProviderError,
@@ -32,23 +33,23 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a provider is asked, and the way to answer.
-pub(super) struct Turn {
-    pub(super) prompt: Prompt,
-    pub(super) chunks: mpsc::Sender<Result<Chunk, ProviderError>>,
+pub(crate) struct Turn {
+    pub(crate) prompt: Prompt,
+    pub(crate) chunks: mpsc::Sender<Result<Chunk, ProviderError>>,
 }
 
 impl Turn {
-    pub(super) async fn say(&self, text: &str) {
+    pub(crate) async fn say(&self, text: &str) {
         self.chunks.send(Ok(Chunk::Text(text.into()))).await.unwrap();
     }
 
-    pub(super) async fn finish(self) {
+    pub(crate) async fn finish(self) {
         self.chunks.send(Ok(Chunk::Finished(crate::domain::entry::FinishReason::Stop))).await.unwrap();
     }
 }
 
 #[derive(Debug)]
-pub(super) struct Led {
+pub(crate) struct Led {
     turns: mpsc::Sender<Turn>,
     panics: bool,
 }
@@ -70,30 +71,45 @@ impl Provider for Led {
 }
 
 /// One core without its network.
-pub(super) struct Core {
-    pub(super) sessions: Sessions,
-    pub(super) directory: Directory,
-    pub(super) store: Arc<dyn SessionStore>,
-    pub(super) turns: Mutex<mpsc::Receiver<Turn>>,
+pub(crate) struct Core {
+    pub(crate) sessions: Sessions,
+    pub(crate) directory: Directory,
+    pub(crate) store: Arc<dyn SessionStore>,
+    pub(crate) models: Models,
+    pub(crate) turns: Mutex<mpsc::Receiver<Turn>>,
+    place: Place,
+}
+
+/// Where a store is, and the key of what is in it.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
     key: String,
-    folder: Arc<tempfile::TempDir>,
+    pub(crate) folder: Arc<tempfile::TempDir>,
+}
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        Self { key: KeyRing::generate_key(), folder: Arc::new(tempfile::tempdir().unwrap()) }
+    }
+}
+
+fn alone() -> Arc<dyn Bus> {
+    Arc::new(LocalBus::alone())
 }
 
 impl Core {
-    pub(super) async fn start() -> Self {
-        let folder = Arc::new(tempfile::tempdir().unwrap());
-        let store = SqliteStore::open_in(folder.path(), &SqliteOptions::default()).unwrap();
-        Self::with(Arc::new(store), KeyRing::generate_key(), folder).await
+    pub(crate) async fn start() -> Self {
+        Self::start_with(|store| store).await
     }
 
-    pub(super) async fn start_with(decorate: impl FnOnce(Arc<dyn SessionStore>) -> Arc<dyn SessionStore>) -> Self {
-        let folder = Arc::new(tempfile::tempdir().unwrap());
-        let store = SqliteStore::open_in(folder.path(), &SqliteOptions::default()).unwrap();
-        Self::with(decorate(Arc::new(store)), KeyRing::generate_key(), folder).await
+    pub(crate) async fn start_with(decorate: impl FnOnce(Arc<dyn SessionStore>) -> Arc<dyn SessionStore>) -> Self {
+        let place = Place::new();
+        let store = SqliteStore::open_in(place.folder.path(), &SqliteOptions::default()).unwrap();
+        Self::with(decorate(Arc::new(store)), alone(), place).await
     }
 
-    async fn with(store: Arc<dyn SessionStore>, key: String, folder: Arc<tempfile::TempDir>) -> Self {
-        let ring = Arc::new(KeyRing::from_config("k1", [("k1", key.as_str())]).unwrap());
+    pub(crate) async fn with(store: Arc<dyn SessionStore>, bus: Arc<dyn Bus>, place: Place) -> Self {
+        let ring = Arc::new(KeyRing::from_config("k1", [("k1", place.key.as_str())]).unwrap());
         let secret = self_test(&ring, &*store).await.unwrap();
         let (sender, turns) = mpsc::channel(64);
         let model = |id: &str, panics| Model {
@@ -109,39 +125,41 @@ impl Core {
             },
             provider: Arc::new(Led { turns: sender.clone(), panics }),
         };
+        let models = Models::new(vec![model("led", false), model("panics", true)], "led").unwrap();
         let directory = Directory::new(Parts {
             store: store.clone(),
-            models: Models::new(vec![model("led", false), model("panics", true)], "led").unwrap(),
+            bus,
+            models: models.clone(),
             ring,
             secret,
             limits: limits(),
             metrics: Metrics::default(),
         });
         let sessions = Sessions::new(directory.clone());
-        Self { sessions, directory, store, turns: Mutex::new(turns), key, folder }
+        Self { sessions, directory, store, models, turns: Mutex::new(turns), place }
     }
 
     /// As after `kill -9`: nothing is finished, the store is opened anew.
-    pub(super) async fn crash(self) -> Self {
-        let Self { sessions, directory, store, turns, key, folder } = self;
+    pub(crate) async fn crash(self) -> Self {
+        let Self { sessions, directory, store, models: _, turns, place } = self;
         store.close().await;
         // Rooms of the dead core can write no more; they end when nobody waits for them.
         directory.cut();
         drop((sessions, turns, store));
         drop(directory);
-        let store = SqliteStore::open_in(folder.path(), &SqliteOptions::default()).unwrap();
-        Self::with(Arc::new(store), key, folder).await
+        let store = SqliteStore::open_in(place.folder.path(), &SqliteOptions::default()).unwrap();
+        Self::with(Arc::new(store), alone(), place).await
     }
 
-    pub(super) async fn turn(&self) -> Turn {
+    pub(crate) async fn turn(&self) -> Turn {
         patiently("a turn", async { self.turns.lock().await.recv().await.unwrap() }).await
     }
 
-    pub(super) async fn open(&self, user: &str) -> Client {
+    pub(crate) async fn open(&self, user: &str) -> Client {
         self.resume(user, None, None, None).await.unwrap()
     }
 
-    pub(super) async fn resume(
+    pub(crate) async fn resume(
         &self,
         user: &str,
         session: Option<SessionId>,
@@ -151,7 +169,7 @@ impl Core {
         self.attach(user, session, after_seq, reply, "").await
     }
 
-    pub(super) async fn attach(
+    pub(crate) async fn attach(
         &self,
         user: &str,
         session: Option<SessionId>,
@@ -179,19 +197,19 @@ impl Core {
     }
 
     /// Leaves in order: what runs is cut, everything is waited for.
-    pub(super) async fn stop(&self) {
+    pub(crate) async fn stop(&self) {
         self.directory.start_draining();
         self.directory.cut();
         patiently("the drain", self.directory.drained()).await;
         self.store.close().await;
     }
 
-    pub(super) async fn history(&self, user: &str, id: SessionId) -> Vec<v1::Message> {
+    pub(crate) async fn history(&self, user: &str, id: SessionId) -> Vec<v1::Message> {
         self.sessions.messages_before(user, id, None, 0, 1000).await.unwrap().messages
     }
 }
 
-pub(super) fn limits() -> SessionLimits {
+pub(crate) fn limits() -> SessionLimits {
     SessionLimits {
         max_active: 1,
         replay: 20,
@@ -200,29 +218,30 @@ pub(super) fn limits() -> SessionLimits {
         heartbeat: Duration::from_secs(15),
         checkpoint: Duration::from_millis(10),
         store_call: Duration::from_secs(5),
+        reply_lapse: Duration::from_secs(10),
         away_jitter: Duration::from_millis(100),
     }
 }
 
-pub(super) fn sender(user: &str) -> Sender {
+pub(crate) fn sender(user: &str) -> Sender {
     Sender { role: SenderRole::User, user_id: user.into(), display_name: String::new() }
 }
 
 /// One attached stream.
-pub(super) struct Client {
-    pub(super) open: OpenSession,
-    pub(super) events: QueueStream,
-    pub(super) sender: Sender,
+pub(crate) struct Client {
+    pub(crate) open: OpenSession,
+    pub(crate) events: QueueStream,
+    pub(crate) sender: Sender,
 }
 
 impl Client {
-    pub(super) async fn event(&mut self) -> Event {
+    pub(crate) async fn event(&mut self) -> Event {
         let next = patiently("an event", self.events.next()).await;
         ChatResponse::decode(next.expect("the stream goes on").unwrap()).unwrap().event.unwrap()
     }
 
     /// The next event that `pick` takes.
-    pub(super) async fn until<T>(&mut self, mut pick: impl FnMut(Event) -> Option<T>) -> T {
+    pub(crate) async fn until<T>(&mut self, mut pick: impl FnMut(Event) -> Option<T>) -> T {
         let found = async {
             loop {
                 if let Some(found) = pick(self.event().await) {
@@ -234,15 +253,15 @@ impl Client {
         patiently("an event that fits", found).await
     }
 
-    pub(super) async fn opened(&mut self) -> v1::chat_response::Opened {
+    pub(crate) async fn opened(&mut self) -> v1::chat_response::Opened {
         self.until(|event| if let Event::Opened(opened) = event { Some(opened) } else { None }).await
     }
 
-    pub(super) async fn entry(&mut self) -> v1::Entry {
+    pub(crate) async fn entry(&mut self) -> v1::Entry {
         self.until(|event| if let Event::Entry(entry) = event { Some(entry) } else { None }).await
     }
 
-    pub(super) async fn finished(&mut self) -> v1::entry::ReplyFinished {
+    pub(crate) async fn finished(&mut self) -> v1::entry::ReplyFinished {
         loop {
             if let Some(v1::entry::Kind::ReplyFinished(finished)) = self.entry().await.kind {
                 return finished;
@@ -250,7 +269,7 @@ impl Client {
         }
     }
 
-    pub(super) async fn started(&mut self) -> v1::entry::ReplyStarted {
+    pub(crate) async fn started(&mut self) -> v1::entry::ReplyStarted {
         loop {
             if let Some(v1::entry::Kind::ReplyStarted(started)) = self.entry().await.kind {
                 return started;
@@ -259,7 +278,7 @@ impl Client {
     }
 
     /// Sends a frame and waits for its answer.
-    pub(super) async fn frame(&mut self, frame: Frame) -> Result<v1::chat_response::Ack, v1::Error> {
+    pub(crate) async fn frame(&mut self, frame: Frame) -> Result<v1::chat_response::Ack, v1::Error> {
         self.post("r", frame).await;
         self.until(|event| {
             if let Event::Error(error) = event {
@@ -270,11 +289,11 @@ impl Client {
         .await
     }
 
-    pub(super) async fn post(&self, request_id: &str, frame: Frame) {
+    pub(crate) async fn post(&self, request_id: &str, frame: Frame) {
         self.open.room.frame(self.open.subscriber, request_id.into(), frame).await.unwrap();
     }
 
-    pub(super) fn message(&self, client_message_id: &str, text: &str) -> Frame {
+    pub(crate) fn message(&self, client_message_id: &str, text: &str) -> Frame {
         Frame::Send(Message {
             id: MessageId::generate(),
             sender: self.sender.clone(),
@@ -284,13 +303,13 @@ impl Client {
         })
     }
 
-    pub(super) async fn send(&mut self, client_message_id: &str, text: &str) -> v1::chat_response::Ack {
+    pub(crate) async fn send(&mut self, client_message_id: &str, text: &str) -> v1::chat_response::Ack {
         let frame = self.message(client_message_id, text);
         self.frame(frame).await.unwrap()
     }
 }
 
-pub(super) async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(crate) async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(PATIENCE, future).await {
         Ok(value) => value,
         Err(_) => panic!("waited too long for {what}"),

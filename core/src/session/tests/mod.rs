@@ -1,6 +1,12 @@
 //! Rooms, resume and replies over a real store and a provider that says what the test tells it to.
 
-mod fixture;
+mod faults;
+pub(crate) mod fixture;
+mod outages;
 mod replies;
 mod resume;
+pub(super) mod shared;
+mod two_cores;
+mod two_cores_orphans;
+mod two_cores_random;
 mod writes;

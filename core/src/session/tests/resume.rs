@@ -2,19 +2,27 @@
 
 use chatbox_proto::{
     error_code::ErrorCode,
+    ids::SessionId,
     v1::{self, chat_response::Event, chat_response::ResumeVerdict},
 };
 use futures_util::StreamExt as _;
 
-use super::fixture::{Client, Core};
-use crate::session::Frame;
+use super::{
+    faults::faulty,
+    fixture::{Client, Core},
+};
+use crate::session::{
+    Frame,
+    history::{Bounds, HistoryReader},
+    log::SessionLog,
+};
 
-fn session_id(opened: &v1::chat_response::Opened) -> chatbox_proto::ids::SessionId {
+fn session_id(opened: &v1::chat_response::Opened) -> SessionId {
     opened.session.as_ref().unwrap().session_id.parse().unwrap()
 }
 
 /// A session with `n` answered messages: 3 entries each.
-async fn with_messages(core: &Core, n: usize) -> (Client, chatbox_proto::ids::SessionId) {
+async fn with_messages(core: &Core, n: usize) -> (Client, SessionId) {
     let mut client = core.open("alice").await;
     let id = session_id(&client.opened().await);
     for i in 0..n {
@@ -206,5 +214,97 @@ async fn pages_of_messages_cover_everything_once_in_both_directions() {
         assert_eq!(newest, oldest);
         assert!(newest.iter().all(|m| !m.text.is_empty()));
     }
+    core.stop().await;
+}
+
+/// All messages, page by page from one end or the other, oldest first; and how many there were on each page.
+async fn in_pages(log: &SessionLog, newest_first: bool, floor: u64, bounds: Bounds) -> (Vec<v1::Message>, Vec<usize>) {
+    let (mut messages, mut sizes) = (Vec::new(), Vec::new());
+    let mut position = if newest_first { u64::MAX } else { floor };
+    loop {
+        // A reader of its own for each page, as each call has.
+        let mut reader = HistoryReader::new(log);
+        let page = if newest_first {
+            reader.page_before(position, floor, bounds).await.unwrap()
+        } else {
+            reader.page_after(position, bounds).await.unwrap()
+        };
+        let bytes: usize = page.messages.iter().map(prost::Message::encoded_len).sum();
+        assert!(bytes <= bounds.bytes || page.messages.len() == 1, "a page of {bytes} bytes");
+        assert!(page.messages.len() <= bounds.messages && (!page.more || !page.messages.is_empty()));
+        sizes.push(page.messages.len());
+        position = page.messages.last().map_or(position, |message| message.seq);
+        messages.extend(page.messages);
+        if !page.more {
+            if newest_first {
+                messages.reverse();
+            }
+            return (messages, sizes);
+        }
+    }
+}
+
+#[tokio::test]
+async fn pages_are_bounded_by_bytes_and_go_on_exactly_where_they_ended() {
+    let core = Core::start().await;
+    let mut client = core.open("alice").await;
+    let id = session_id(&client.opened().await);
+    // One is longer than a page: it fills one alone, and does not keep the others from coming.
+    let lengths = [1_000, 1, 9_000, 40, 2_500, 1, 1, 1, 1_200, 700, 3_000];
+    for (number, length) in lengths.into_iter().enumerate() {
+        client.send(&format!("m{number}"), &format!("question {number}")).await;
+        let turn = core.turn().await;
+        turn.say(&"x".repeat(length)).await;
+        turn.finish().await;
+        client.finished().await;
+    }
+    let header = core.store.session(id).await.unwrap().unwrap();
+    let log = core.directory.log(&header).unwrap();
+    let all = core.history("alice", id).await;
+    assert_eq!(all.iter().filter(|m| m.reply.is_some()).map(|m| m.text.len()).collect::<Vec<_>>(), lengths);
+    for (messages, bytes, pages) in
+        [(1_000, 4_000, 5..=9), (3, 4_000, 8..=13), (1_000, 1, 22..=22), (1_000, 1 << 20, 1..=1)]
+    {
+        let bounds = Bounds { messages, bytes };
+        for newest_first in [true, false] {
+            let (found, sizes) = in_pages(&log, newest_first, 0, bounds).await;
+            assert_eq!(found, all);
+            assert!(pages.contains(&sizes.len()), "{bounds:?}: {sizes:?}");
+            for floor in [all[5].seq, all[6].seq, all[20].seq, all[21].seq] {
+                let (found, _) = in_pages(&log, newest_first, floor, bounds).await;
+                assert!(found.iter().eq(all.iter().filter(|message| message.seq > floor)), "above {floor}");
+            }
+        }
+    }
+    core.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_lies_at_and_below_the_floor_is_not_read() {
+    let (core, faults) = faulty().await;
+    let (_client, id) = with_messages(&core, 10).await;
+    let all = core.history("alice", id).await;
+    let floor = all[17].seq;
+    let head = all[19].reply.as_ref().unwrap().finished_seq;
+    faults.take_read_before();
+    let page = core.sessions.messages_before("alice", id, None, floor, 50).await.unwrap();
+    assert_eq!((page.messages, page.next), (all[18..].to_vec(), None));
+    // One read, of what lies between.
+    assert_eq!(faults.take_read_before(), [u32::try_from(head - floor).unwrap()]);
+    core.stop().await;
+}
+
+#[tokio::test]
+async fn a_session_has_64_streams_and_the_next_is_refused_until_one_leaves() {
+    let core = Core::start().await;
+    let mut clients = Vec::new();
+    for _ in 0..64 {
+        clients.push(core.open("alice").await);
+    }
+    let Err(failure) = core.resume("alice", None, None, None).await else { panic!("a 65th stream was attached") };
+    assert_eq!((failure.code, failure.reason.as_ref()), (ErrorCode::ResourceExhausted, "TOO_MANY_SUBSCRIBERS"));
+    let left = clients.pop().unwrap();
+    left.open.room.detach(left.open.subscriber).await;
+    core.open("alice").await.opened().await;
     core.stop().await;
 }

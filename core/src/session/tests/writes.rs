@@ -1,26 +1,22 @@
 //! Sending, repeating, ending; conflicts and unknown outcomes.
 
-use std::{
-    ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
-};
+use std::ops::Range;
 
 use chatbox_proto::{
     error_code::ErrorCode,
-    ids::{MessageId, SessionId},
-    v1,
+    ids::SessionId,
+    v1::{self, chat_response::Event},
 };
 
-use super::fixture::{Core, patiently, sender};
+use super::{
+    faults::{Fault, faulty},
+    fixture::{Core, patiently, sender},
+};
 use crate::{
+    domain::time::Timestamp,
+    seal::KeyRing,
     session::Frame,
-    store::{
-        Append, AppendId, Appended, BootId, Created, Derived, Header, KeyedHash, LogDocument, MessageKey, NewSession,
-        ReplyLease, ReplyRow, SessionQuery, SessionStore, StoreError, StoreErrorKind,
-    },
+    store::{Created, Derived, NewSession, SlotRule, StoreErrorKind},
 };
 
 fn session_id(opened: &v1::chat_response::Opened) -> SessionId {
@@ -152,76 +148,49 @@ async fn a_create_with_the_same_request_id_is_the_same_session() {
     core.stop().await;
 }
 
-/// Lets some appends fail in one way, after or before they were really written.
-#[derive(Debug)]
-struct Faulty {
-    inner: Arc<dyn SessionStore>,
-    appends: AtomicU32,
-    fails: Range<u32>,
-    written: bool,
-    kind: StoreErrorKind,
+/// A core whose store fails some appends, after or before they were really written.
+async fn failing_appends(kind: StoreErrorKind, written: bool, fails: Range<u32>) -> Core {
+    let (core, faults) = faulty().await;
+    let fault = if written { Fault::DoneAndFail(kind) } else { Fault::Fail(kind) };
+    faults.plan("append", fails.start, fails.end - fails.start, fault);
+    core
 }
 
-macro_rules! pass {
-    ($($name:ident($($arg:ident: $type:ty),*) -> $out:ty;)*) => {
-        #[async_trait::async_trait]
-        impl SessionStore for Faulty {
-            async fn append(&self, append: Append) -> Result<Appended, StoreError> {
-                if !self.fails.contains(&self.appends.fetch_add(1, Ordering::SeqCst)) {
-                    return self.inner.append(append).await;
-                }
-                if self.written {
-                    self.inner.append(append).await?;
-                }
-                Err(StoreError::bare(self.kind, "append"))
-            }
-            fn is_shared(&self) -> bool {
-                self.inner.is_shared()
-            }
-            async fn close(&self) {
-                self.inner.close().await;
-            }
-            $(async fn $name(&self, $($arg: $type),*) -> Result<$out, StoreError> {
-                self.inner.$name($($arg),*).await
-            })*
-        }
-    };
-}
-
-pass! {
-    create_session(new: NewSession) -> Created;
-    session(id: SessionId) -> Option<Header>;
-    active_session(owner: &str) -> Option<Header>;
-    list_sessions(query: SessionQuery) -> Vec<Header>;
-    find_append(session_id: SessionId, append_id: AppendId) -> Option<u64>;
-    find_message(session_id: SessionId, key: KeyedHash) -> Option<MessageKey>;
-    head(session_id: SessionId) -> u64;
-    heads(sessions: &[SessionId]) -> Vec<(SessionId, u64)>;
-    read_after(session_id: SessionId, after: u64, limit: u32) -> Vec<LogDocument>;
-    read_before(session_id: SessionId, before: u64, limit: u32) -> Vec<LogDocument>;
-    replace_derived(session_id: SessionId, expected: u64, derived: Derived) -> bool;
-    unfinished_sessions(after: Option<SessionId>, limit: u32) -> Vec<(SessionId, u64)>;
-    reply_rows(after: Option<MessageId>, limit: u32) -> Vec<ReplyLease>;
-    replace_wrapped_key(session_id: SessionId, expected: Vec<u8>, new: Vec<u8>) -> bool;
-    wrapped_keys(after: Option<SessionId>, limit: u32) -> Vec<(SessionId, Vec<u8>)>;
-    replace_installation_value(name: &str, expected: Vec<u8>, new: Vec<u8>) -> bool;
-    reply_row(session_id: SessionId) -> Option<ReplyRow>;
-    renew_reply(message_id: MessageId, boot_id: BootId, expected: u64, checkpoint: Vec<u8>) -> bool;
-    mark_read(session_id: SessionId, user_id: &str, seq: u64) -> ();
-    read_marks(session_id: SessionId) -> Vec<(String, u64)>;
-    installation_value(name: &str) -> Option<Vec<u8>>;
-    init_installation_value(name: &str, value: Vec<u8>) -> Vec<u8>;
-    ping() -> ();
-}
-
-async fn faulty(kind: StoreErrorKind, written: bool, fails: Range<u32>) -> Core {
-    Core::start_with(|inner| Arc::new(Faulty { inner, appends: AtomicU32::new(0), fails, written, kind })).await
+#[tokio::test]
+async fn a_session_that_cannot_be_read_is_listed_without_what_is_sealed_and_costs_no_other() {
+    let core = Core::start().await;
+    let mut client = core.open("alice").await;
+    let good = session_id(&client.opened().await);
+    // Wrapped by a key that is not in the ring.
+    let id = SessionId::generate();
+    let (at, key) = (Timestamp::from_millis(1_700_000_000_123), KeyRing::generate_key());
+    let (_, wrapped_key) = KeyRing::from_config("lost", [("lost", key.as_str())]).unwrap().new_data_key(id);
+    let derived = Derived { applied_seq: 4, state: vec![1; 64], last_activity: at, ended: true, unfinished: false };
+    let (owner, slot) = ("alice".to_owned(), SlotRule::Unlimited);
+    let new = NewSession { id, owner, slot, wrapped_key, created_at: at, request: None, derived };
+    assert!(matches!(core.store.create_session(new).await.unwrap(), Created::New(_)));
+    let listed = core.sessions.list("alice", None, None, 10).await.unwrap().sessions;
+    let ids: Vec<_> = listed.iter().map(|session| session.session_id.clone()).collect();
+    assert_eq!(ids, [good.to_string(), id.to_string()]);
+    assert_eq!(listed[0].model, "led");
+    let lost = &listed[1];
+    assert_eq!((lost.owner.as_str(), lost.status(), lost.head), ("alice", v1::SessionStatus::Ended, 4));
+    assert_eq!((lost.model.as_str(), lost.responder()), ("", v1::Responder::Unspecified));
+    assert_eq!(lost.last_activity_time.unwrap().seconds, 1_700_000_000);
+    for failure in [
+        core.sessions.get("alice", id).await.unwrap_err(),
+        core.sessions.messages_before("alice", id, None, 0, 10).await.unwrap_err(),
+        core.resume("alice", Some(id), None, None).await.err().unwrap(),
+    ] {
+        assert_eq!(failure.reason, "UNREADABLE_PAYLOAD");
+    }
+    core.stop().await;
 }
 
 #[tokio::test]
 async fn a_refused_write_is_not_acknowledged_and_the_next_one_works() {
     for kind in [StoreErrorKind::Unavailable, StoreErrorKind::Full] {
-        let core = faulty(kind, false, 0..1).await;
+        let core = failing_appends(kind, false, 0..1).await;
         let mut client = core.open("alice").await;
         let frame = client.message("m1", "hello");
         let error = client.frame(frame).await.unwrap_err();
@@ -236,7 +205,7 @@ async fn a_refused_write_is_not_acknowledged_and_the_next_one_works() {
 #[tokio::test]
 async fn an_unknown_outcome_is_resolved_before_anything_else_is_decided() {
     for written in [true, false] {
-        let core = faulty(StoreErrorKind::OutcomeUnknown, written, 0..1).await;
+        let core = failing_appends(StoreErrorKind::OutcomeUnknown, written, 0..1).await;
         let mut client = core.open("alice").await;
         let frame = client.message("m1", "hello");
         let error = client.frame(frame).await.unwrap_err();
@@ -253,13 +222,32 @@ async fn an_unknown_outcome_is_resolved_before_anything_else_is_decided() {
 #[tokio::test]
 async fn the_end_of_a_reply_is_tried_until_it_is_written() {
     // The message and the start of its reply pass.
-    let core = faulty(StoreErrorKind::Unavailable, false, 1..4).await;
+    let core = failing_appends(StoreErrorKind::Unavailable, false, 1..4).await;
     let mut client = core.open("alice").await;
     client.send("m1", "hello").await;
     let turn = core.turn().await;
     turn.say("answer").await;
     turn.finish().await;
     assert_eq!(client.finished().await.text, "answer");
+    core.stop().await;
+}
+
+#[tokio::test]
+async fn while_the_store_stands_still_64_frames_wait_and_more_are_refused() {
+    let (core, faults) = faulty().await;
+    faults.plan("append", 0, u32::MAX, Fault::Held);
+    let mut client = core.open("alice").await;
+    // One is being written.
+    for n in 0..1 + 64 + 3 {
+        client.post(&format!("r{n}"), client.message(&format!("m{n}"), "text")).await;
+    }
+    for n in 65..68 {
+        let error = client.until(|event| if let Event::Error(error) = event { Some(error) } else { None }).await;
+        assert_eq!((error.request_id.as_str(), error.reason.as_str()), (format!("r{n}").as_str(), "TOO_MANY_WRITES"));
+    }
+    faults.release();
+    let ack = client.until(|event| if let Event::Ack(ack) = event { Some(ack) } else { None }).await;
+    assert_eq!((ack.request_id.as_str(), ack.seq), ("r0", 1));
     core.stop().await;
 }
 

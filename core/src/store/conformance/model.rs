@@ -102,9 +102,10 @@ pub(crate) async fn random_histories_agree_with_the_model(f: &mut impl Fixture) 
         }
         for (id, model) in ids.iter().zip(&models) {
             assert_eq!(f.store().read_after(*id, 0, 1000).await.unwrap(), model.documents, "{history:#?}");
-            for key in 0..12 {
-                let found = f.store().find_message(*id, hash(key)).await.unwrap();
-                assert_eq!(found.as_ref(), model.keys.get(&key), "key {key} of {history:#?}");
+            let store = f.store();
+            let found = join_all((0..12).map(|key| store.find_message(*id, hash(key)))).await;
+            for (key, found) in (0..).zip(found) {
+                assert_eq!(found.unwrap().as_ref(), model.keys.get(&key), "key {key} of {history:#?}");
             }
         }
     }
@@ -157,7 +158,8 @@ async fn take(f: &mut impl Fixture, step: &Step, ids: &[SessionId], models: &mut
         }
     }
     let store = f.store();
-    for (id, model) in ids.iter().zip(models) {
-        assert_eq!(store.head(*id).await.unwrap(), model.head(), "{context}");
+    let heads = join_all(ids.iter().map(|id| store.head(*id))).await;
+    for (head, model) in heads.into_iter().zip(models) {
+        assert_eq!(head.unwrap(), model.head(), "{context}");
     }
 }

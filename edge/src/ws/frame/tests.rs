@@ -1,4 +1,4 @@
-use chatbox_proto::v1::{self, Entry};
+use chatbox_proto::v1::Entry;
 use proptest::prelude::*;
 
 use super::*;
@@ -36,7 +36,7 @@ fn a_binary_frame_passes_as_it_is() {
     bytes.extend([0xf8, 0x07, 0x01]);
     let bytes = Bytes::from(bytes);
     let frame = decode(Dialect::Proto, bytes.clone()).unwrap();
-    assert_eq!((frame.kind, frame.bytes), (Kind::Other, bytes));
+    assert_eq!((frame.kind, frame.bytes), (Kind::Send("c".into()), bytes));
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn a_malformed_frame_is_answered_with_its_request_id_and_the_field() {
 #[test]
 fn a_request_id_is_bounded_and_printable() {
     for (request_id, good) in
-        [("", true), (&*"x".repeat(64), true), (&*"x".repeat(65), false), ("a\nb", false), ("é", false)]
+        [("", true), (&*"x".repeat(64), true), (&*"x".repeat(65), false), ("a b", false), ("a\nb", false), ("é", false)]
     {
         for dialect in Dialect::ALL {
             let request = ChatRequest { request_id: request_id.into(), ..send("t") };
@@ -93,27 +93,31 @@ fn events_are_canonical_json_or_the_same_bytes() {
 }
 
 #[test]
-fn the_first_byte_tells_which_event_it_is() {
-    use chat_response::Event;
-    let error = |close_code| Event::Error(v1::Error { request_id: "r".into(), close_code, ..Default::default() });
-    for (event, expected) in [
-        (Event::TokenExpiring(Default::default()), Passing::TokenExpiring),
-        (error(0), Passing::Nothing),
-        (error(4012), Passing::ClosesWith(4012)),
-        (error(1005), Passing::Nothing),
-        (error(99_999), Passing::Nothing),
-        (
-            Event::GoingAway(chat_response::GoingAway { close_code: 1001, ..Default::default() }),
-            Passing::ClosesWith(1001),
-        ),
-        (Event::Heartbeat(Default::default()), Passing::Nothing),
-        (Event::Opened(Default::default()), Passing::Nothing),
-        (Event::Ack(Default::default()), Passing::Nothing),
-    ] {
-        let bytes = ChatResponse { event: Some(event.clone()) }.encode_to_vec().into();
-        assert_eq!(look(&bytes), expected, "{event:?}");
+fn only_codes_that_a_close_frame_may_carry_are_taken() {
+    for (code, taken) in [(0, None), (1000, Some(1000)), (1005, None), (1006, None), (4012, Some(4012)), (99_999, None)]
+    {
+        assert_eq!(close_code(code), taken, "{code}");
     }
-    assert_eq!(look(&Bytes::new()), Passing::Nothing);
+}
+
+#[test]
+fn each_frame_has_its_kind_in_both_dialects() {
+    use chat_request::Frame;
+    for (frame, kind) in [
+        (Frame::Stop(Default::default()), Kind::Repeatable),
+        (Frame::Read(Default::default()), Kind::Repeatable),
+        (Frame::Typing(Default::default()), Kind::Typing),
+        (Frame::Regenerate(Default::default()), Kind::Other),
+        (Frame::SelectModel(Default::default()), Kind::Other),
+        (Frame::RequestHelp(Default::default()), Kind::Other),
+        (Frame::Detach(Default::default()), Kind::Detach),
+        (Frame::EndSession(Default::default()), Kind::EndSession),
+    ] {
+        let request = ChatRequest { request_id: "r".into(), frame: Some(frame) };
+        for dialect in Dialect::ALL {
+            assert_eq!(decode(dialect, written(dialect, &request)).unwrap().kind, kind, "{request:?}");
+        }
+    }
 }
 
 proptest! {
@@ -123,7 +127,7 @@ proptest! {
             let _ = decode(dialect, bytes.clone().into());
             let _ = translate(dialect, bytes.clone().into());
         }
-        let _ = look(&bytes.into());
+        let _ = chatbox_proto::peek::event(&bytes);
     }
 
     #[test]

@@ -30,7 +30,7 @@ fn live() -> Session {
 
 #[test]
 fn the_first_frame_must_be_open_with_a_token_from_somewhere() {
-    for kind in [Kind::Other, Kind::Leave, Kind::RefreshToken("t".into())] {
+    for kind in [Kind::Other, Kind::Detach, Kind::EndSession, Kind::RefreshToken("t".into())] {
         let Step::End(ending) = Session::new(None).on_frame(frame(kind)) else { panic!("not the end") };
         assert_eq!(ending.code, 4015);
     }
@@ -53,12 +53,15 @@ fn a_second_open_is_for_core_to_refuse() {
 }
 
 #[test]
-fn an_end_is_in_order_only_after_the_client_left() {
-    let mut session = live();
-    assert_eq!(session.ended().code, 4013);
-    assert!(matches!(session.on_frame(frame(Kind::Leave)), Step::Leave(_)));
-    assert_eq!(session.ended().code, 1000);
-    assert!(matches!(session.on_frame(frame(Kind::Other)), Step::Answer(_)));
+fn after_the_client_left_nothing_more_is_taken() {
+    for (kind, detaching) in [(Kind::Detach, true), (Kind::EndSession, false)] {
+        let mut session = live();
+        assert!(!session.is_leaving() && !session.is_detaching());
+        assert!(matches!(session.on_frame(frame(kind)), Step::Leave(_)));
+        assert!(session.is_leaving());
+        assert_eq!(session.is_detaching(), detaching);
+        assert!(matches!(session.on_frame(frame(Kind::Other)), Step::Answer(_)));
+    }
 }
 
 #[test]

@@ -131,6 +131,10 @@ impl Answer {
                 () = gate.pass() => Ok(End::Through),
                 () = client_leaves(&mut self.reader) => Ok(End::Left),
             },
+            Step::Pause(pause) => tokio::select! {
+                _ = tokio::time::timeout(*pause, std::future::pending::<()>()) => Ok(End::Through),
+                () = client_leaves(&mut self.reader) => Ok(End::Left),
+            },
             Step::Hang => {
                 client_leaves(&mut self.reader).await;
                 Ok(End::Left)

@@ -62,7 +62,9 @@ impl Dialect {
                     Self::Anthropic => bytes(&anthropic(part, usage)),
                     Self::Dify => bytes(&dify(part, usage, id)),
                 },
-                Step::Bytes(_) | Step::Gate(_) | Step::Hang | Step::Reset | Step::Truncate => step.clone(),
+                Step::Bytes(_) | Step::Gate(_) | Step::Pause(_) | Step::Hang | Step::Reset | Step::Truncate => {
+                    step.clone()
+                }
             });
         }
         steps

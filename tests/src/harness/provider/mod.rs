@@ -72,6 +72,7 @@ struct State {
 struct Shared {
     scripts: HashMap<String, VecDeque<Script>>,
     always: HashMap<String, Script>,
+    derived: HashMap<String, fn(&Recorded) -> Script>,
     requests: Vec<Recorded>,
     stops: Vec<Recorded>,
 }
@@ -86,7 +87,8 @@ impl State {
         let model = request.model().to_owned();
         let mut shared = self.lock();
         let next = shared.scripts.get_mut(&model).and_then(VecDeque::pop_front);
-        let script = next.or_else(|| shared.always.get(&model).cloned()).unwrap_or_else(|| {
+        let derived = || shared.derived.get(&model).map(|derive| derive(&request));
+        let script = next.or_else(|| shared.always.get(&model).cloned()).or_else(derived).unwrap_or_else(|| {
             let last = request.messages().pop().map(|(_, text)| text).unwrap_or_default();
             Script::reply([format!("You said: {last}")])
         });
@@ -162,6 +164,11 @@ impl Provider {
     /// Answers every request for `model` that has no script of its own.
     pub fn always(&self, model: &str, script: Script) {
         self.state.lock().always.insert(model.to_owned(), script);
+    }
+
+    /// Answers every request for `model` that has no script with what follows from the request.
+    pub fn derive(&self, model: &str, derive: fn(&Recorded) -> Script) {
+        self.state.lock().derived.insert(model.to_owned(), derive);
     }
 
     /// All requests so far.

@@ -16,6 +16,8 @@ pub enum Step {
     Part(Part),
     /// Wait at a gate, or until the client leaves.
     Gate(Gate),
+    /// Pause between two pieces, or until the client leaves.
+    Pause(Duration),
     /// Send nothing more; wait until the client leaves.
     Hang,
     /// Drop the connection with a reset.
@@ -193,6 +195,12 @@ impl Script {
     #[must_use]
     pub fn gate(self, gate: &Gate) -> Self {
         self.step(Step::Gate(gate.clone()))
+    }
+
+    /// Pauses, as a model does while it thinks.
+    #[must_use]
+    pub fn pause(self, pause: Duration) -> Self {
+        self.step(Step::Pause(pause))
     }
 
     /// Sends nothing more.

@@ -175,7 +175,7 @@ async fn a_core_that_does_not_take_the_stream_is_4013_within_the_deadline() {
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_core_refuses_ends_with_its_failure() {
     let core = FakeCore::new();
-    *core.chat_failure.lock().unwrap() = Some(Failure::session_not_found());
+    core.refusals.lock().unwrap().push_back(Failure::session_not_found());
     let mut client = Client::connect_with(Dialect::Json, config(), &core).await;
     client.send(open(&token("alice"))).await;
     assert_eq!(client.closed_after_error().await.close_code, 4104);

@@ -25,7 +25,7 @@ async fn next_event(client: &mut Client) -> chat_response::Event {
 #[tokio::test(start_paused = true)]
 async fn an_expiring_token_is_announced_and_an_expired_one_is_the_end() {
     let mut client = Client::connect(Dialect::Json).await;
-    let _chat = client.open(&user_token("alice", 300)).await;
+    let _chat = client.attached(&user_token("alice", 300)).await;
     let started = Instant::now();
     let chat_response::Event::TokenExpiring(expiring) = next_event(&mut client).await else { panic!("not expiring") };
     assert!(expiring.expire_time.is_some());
@@ -38,7 +38,7 @@ async fn an_expiring_token_is_announced_and_an_expired_one_is_the_end() {
 #[tokio::test(start_paused = true)]
 async fn a_refreshed_token_keeps_the_connection_and_reaches_core() {
     let mut client = Client::connect(Dialect::Json).await;
-    let mut chat = client.open(&user_token("alice", 300)).await;
+    let mut chat = client.attached(&user_token("alice", 300)).await;
     let started = Instant::now();
     assert!(matches!(next_event(&mut client).await, chat_response::Event::TokenExpiring(_)));
     let new = user_token("alice", HOUR);
@@ -52,7 +52,7 @@ async fn a_refreshed_token_keeps_the_connection_and_reaches_core() {
 #[tokio::test(start_paused = true)]
 async fn a_token_that_may_not_take_the_place_is_answered_and_the_old_one_stays() {
     let mut client = Client::connect(Dialect::Json).await;
-    let mut chat = client.open(&user_token("alice", 300)).await;
+    let mut chat = client.attached(&user_token("alice", 300)).await;
     let started = Instant::now();
     let admin = token_for("alice", after(HOUR), &[Role::Admin]);
     for (token, class) in [
@@ -76,7 +76,7 @@ async fn the_client_is_told_once_whoever_is_first() {
     let expiring = chat_response::Event::TokenExpiring(Default::default());
     // Core first.
     let mut client = Client::connect(Dialect::Json).await;
-    let mut chat = client.open(&user_token("alice", 300)).await;
+    let mut chat = client.attached(&user_token("alice", 300)).await;
     chat.send(expiring.clone()).await;
     assert_eq!(client.event().await, expiring);
     tokio::time::advance(after(250)).await;
@@ -84,7 +84,7 @@ async fn the_client_is_told_once_whoever_is_first() {
     assert_eq!(client.event().await, heartbeat(1));
     // Edge first.
     let mut client = Client::connect(Dialect::Json).await;
-    let mut chat = client.open(&user_token("alice", 50)).await;
+    let mut chat = client.attached(&user_token("alice", 50)).await;
     assert!(matches!(client.event().await, chat_response::Event::TokenExpiring(_)));
     chat.send(expiring).await;
     chat.send(heartbeat(2)).await;
@@ -94,7 +94,7 @@ async fn the_client_is_told_once_whoever_is_first() {
 #[tokio::test(start_paused = true)]
 async fn a_core_that_notices_the_expiry_first_gives_the_same_answer() {
     let mut client = Client::connect(Dialect::Json).await;
-    let chat = client.open(&user_token("alice", 1)).await;
+    let chat = client.attached(&user_token("alice", 1)).await;
     assert!(matches!(client.event().await, chat_response::Event::TokenExpiring(_)));
     chat.fail(Failure::unauthenticated()).await;
     assert_eq!(client.closed_after_error().await.close_code, 4012);
@@ -103,7 +103,7 @@ async fn a_core_that_notices_the_expiry_first_gives_the_same_answer() {
 #[tokio::test(start_paused = true)]
 async fn a_quiet_client_is_pinged_and_lives_while_it_answers() {
     let mut client = Client::connect(Dialect::Json).await;
-    let mut chat = client.open(&token("alice")).await;
+    let mut chat = client.attached(&token("alice")).await;
     // Reading answers pings.
     assert!(tokio::time::timeout(after(600), client.next()).await.is_err());
     chat.send(heartbeat(1)).await;
@@ -113,7 +113,7 @@ async fn a_quiet_client_is_pinged_and_lives_while_it_answers() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_is_gone_without_a_word_is_noticed() {
     let mut client = Client::connect(Dialect::Json).await;
-    let _chat = client.open(&token("alice")).await;
+    let _chat = client.attached(&token("alice")).await;
     let started = Instant::now();
     let (code, by) = client.ended.await.unwrap();
     assert_eq!((code, by), (4011, By::Edge));
@@ -125,7 +125,7 @@ async fn a_client_that_is_gone_without_a_word_is_noticed() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_takes_nothing_is_cut_within_the_write_timeout() {
     let mut client = Client::connect(Dialect::Json).await;
-    let mut chat = client.open(&token("alice")).await;
+    let mut chat = client.attached(&token("alice")).await;
     let delta = chat_response::ReplyDelta { text: "x".repeat(4096), ..Default::default() };
     let started = Instant::now();
     client.edge.tasks.spawn("core", async move {

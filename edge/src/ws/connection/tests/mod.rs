@@ -25,6 +25,7 @@ use crate::{
 mod ending;
 mod flow;
 mod lifetime;
+mod reopen;
 
 /// A browser.
 struct Client {
@@ -62,6 +63,15 @@ impl Client {
         self.send(open(token)).await;
         let mut chat = self.core.chat().await;
         assert!(matches!(chat.frame().await, Some(chat_request::Frame::Open(_))));
+        chat
+    }
+
+    /// Opens, and has `opened`.
+    async fn attached(&mut self, token: &str) -> Chat {
+        let mut chat = self.open(token).await;
+        let opened = chat_response::Event::Opened(Default::default());
+        chat.send(opened.clone()).await;
+        assert_eq!(self.event().await, opened);
         chat
     }
 

@@ -433,7 +433,8 @@ export declare const ListSessionsRequestSchema: GenMessage<ListSessionsRequest, 
  */
 export declare type ListSessionsResponse = Message<"chatbox.v1.ListSessionsResponse"> & {
   /**
-   * Last activity first. A session that does not change while the caller pages appears exactly once.
+   * Last activity first. A session that does not change while the caller pages appears exactly once. One whose stored
+   * state cannot be read is listed with what is known of it, without a model: GetSession answers DATA_LOSS for it.
    *
    * @generated from field: repeated chatbox.v1.Session sessions = 1;
    */
@@ -461,7 +462,8 @@ export declare type ListSessionsResponse = Message<"chatbox.v1.ListSessionsRespo
  */
 export declare type ListSessionsResponseJson = {
   /**
-   * Last activity first. A session that does not change while the caller pages appears exactly once.
+   * Last activity first. A session that does not change while the caller pages appears exactly once. One whose stored
+   * state cannot be read is listed with what is known of it, without a model: GetSession answers DATA_LOSS for it.
    *
    * @generated from field: repeated chatbox.v1.Session sessions = 1;
    */
@@ -585,7 +587,8 @@ export declare const ListMessagesRequestSchema: GenMessage<ListMessagesRequest, 
  */
 export declare type ListMessagesResponse = Message<"chatbox.v1.ListMessagesResponse"> & {
   /**
-   * Oldest first. A running reply appears with the text of no delta; its text comes by `reply_snapshot`.
+   * Oldest first. A running reply appears with the text of no delta; its text comes by `reply_snapshot`. A page that would
+   * be longer than about 3 MiB ends early, with at least one message, and next_page_token goes on there.
    *
    * @generated from field: repeated chatbox.v1.Message messages = 1;
    */
@@ -620,7 +623,8 @@ export declare type ListMessagesResponse = Message<"chatbox.v1.ListMessagesRespo
  */
 export declare type ListMessagesResponseJson = {
   /**
-   * Oldest first. A running reply appears with the text of no delta; its text comes by `reply_snapshot`.
+   * Oldest first. A running reply appears with the text of no delta; its text comes by `reply_snapshot`. A page that would
+   * be longer than about 3 MiB ends early, with at least one message, and next_page_token goes on there.
    *
    * @generated from field: repeated chatbox.v1.Message messages = 1;
    */

@@ -430,7 +430,8 @@ export declare type ChatRequest_SendJson = {
 export declare const ChatRequest_SendSchema: GenMessage<ChatRequest_Send, {jsonType: ChatRequest_SendJson}>;
 
 /**
- * Stop the running reply, from any device. A finished one is acknowledged.
+ * Stop the running reply, from any device. Any other id is acknowledged without effect: that of a finished reply, and one
+ * that never was a reply of this session.
  *
  * @generated from message chatbox.v1.ChatRequest.Stop
  */
@@ -444,7 +445,8 @@ export declare type ChatRequest_Stop = Message<"chatbox.v1.ChatRequest.Stop"> & 
 };
 
 /**
- * Stop the running reply, from any device. A finished one is acknowledged.
+ * Stop the running reply, from any device. Any other id is acknowledged without effect: that of a finished reply, and one
+ * that never was a reply of this session.
  *
  * @generated from message chatbox.v1.ChatRequest.Stop
  */
@@ -712,7 +714,7 @@ export declare type ChatRequest_EndSessionJson = {
 export declare const ChatRequest_EndSessionSchema: GenMessage<ChatRequest_EndSession, {jsonType: ChatRequest_EndSessionJson}>;
 
 /**
- * An event of the server.
+ * An event of the server; at most 4 MiB, what gRPC clients take by default.
  *
  * @generated from message chatbox.v1.ChatResponse
  */
@@ -822,7 +824,7 @@ export declare type ChatResponse = Message<"chatbox.v1.ChatResponse"> & {
 };
 
 /**
- * An event of the server.
+ * An event of the server; at most 4 MiB, what gRPC clients take by default.
  *
  * @generated from message chatbox.v1.ChatResponse
  */

@@ -111,12 +111,12 @@ impl Dev {
             (core.default_model.clone(), core.models.iter().map(|model| model.id.clone()).collect());
         let scheme = if core.tls.is_enabled() { "https" } else { "http" };
         let prefix = edge.path_prefix.clone();
-        let core = chatbox_core::app::App::bind(core).await.map_err(|error| explain(error, &data))?;
+        let core = Box::pin(chatbox_core::app::App::bind(core)).await.map_err(|error| explain(error, &data))?;
         let grpc = core.grpc_addr()?;
         if !core_url_is_set {
             edge.core.url = format!("{scheme}://{}", settings::reachable(grpc));
         }
-        let edge = chatbox_edge::App::bind(edge).await?;
+        let edge = Box::pin(chatbox_edge::App::bind(edge)).await?;
         let http = edge.http_addr()?;
 
         let token = minter?.mint(&Subject {

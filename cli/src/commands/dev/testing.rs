@@ -66,7 +66,7 @@ pub(crate) struct Instance {
 
 impl Instance {
     pub(crate) async fn start(folder: &Path, line: &str, list: &[(&str, &str)]) -> Self {
-        let dev = bind(&dev_args(folder, line), vars(list)).await.unwrap();
+        let dev = Box::pin(bind(&dev_args(folder, line), vars(list))).await.unwrap();
         let (started, shutdown) = (dev.started.clone(), CancellationToken::new());
         let mut tasks = JoinSet::new();
         tasks.spawn(dev.run(shutdown.clone()));

@@ -1,6 +1,6 @@
 //! Conversations with a real instance, as a person and as a program would have them.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::time::Duration;
 
 use chatbox_proto::{
     json,
@@ -188,21 +188,26 @@ async fn what_does_not_work_is_said_in_one_line_with_what_to_do() {
 #[tokio::test]
 async fn a_reply_goes_on_over_cut_connections_without_loss_or_doubling() {
     let folder = TempDir::new().unwrap();
-    let instance = Instance::start(folder.path(), ANY_PORTS, &[SLOWLY]).await;
+    // So slowly that the reply outlives three reconnects with their pauses.
+    let slowly = ("CHATBOX_CORE_PROVIDERS_DEMO_WORD_DELAY", "80ms");
+    let instance = Instance::start(folder.path(), ANY_PORTS, &[slowly]).await;
     let cable = Cable::to(instance.started.grpc).await;
     let args = chat_args(folder.path(), cable.address);
     let (talk, Hands { input, interrupt: _interrupt, out, err }) = begin(client(&args), Style::Replies);
     input.try_send(Input::Line("something longish".to_owned())).unwrap();
     drop(input);
+    let mut connections = cable.connections.clone();
     let cutting = async {
-        for seen in ["built-in", "longish", "provider"] {
+        for (cuts, seen) in ["built-in", "longish", "provider"].into_iter().enumerate() {
             out.contains(seen).await;
+            // Each cuts a connection of its own.
+            connections.wait_for(|count| *count > cuts).await.unwrap();
             cable.cut.send(()).await.unwrap();
         }
     };
     let (code, ()) = tokio::join!(talk, cutting);
     assert_eq!((code.unwrap(), err.text().as_str()), (0, ""));
-    assert_eq!(cable.connections.load(Ordering::Relaxed), 4, "one more than cuts");
+    assert_eq!(*cable.connections.borrow(), 4, "one more than cuts");
 
     let session = client(&args).sessions(1).await.unwrap().remove(0);
     let messages = client(&args).messages_after(&session.session_id, 0).await.unwrap();

@@ -4,10 +4,6 @@ use std::{
     io::{self, Write},
     net::SocketAddr,
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
     time::Duration,
 };
 
@@ -135,7 +131,8 @@ pub(crate) async fn pipe(args: &ChatArgs, lines: &[&str]) -> (u8, String, String
 pub(crate) struct Cable {
     pub(crate) address: SocketAddr,
     pub(crate) cut: mpsc::Sender<()>,
-    pub(crate) connections: Arc<AtomicUsize>,
+    /// How many there were so far.
+    pub(crate) connections: watch::Receiver<usize>,
     _task: JoinSet<()>,
 }
 
@@ -144,8 +141,7 @@ impl Cable {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (cut, mut cuts) = mpsc::channel(1);
-        let connections = Arc::new(AtomicUsize::new(0));
-        let counted = Arc::clone(&connections);
+        let (counted, connections) = watch::channel(0);
         let mut task = JoinSet::new();
         task.spawn(async move {
             let mut live = JoinSet::new();
@@ -154,7 +150,7 @@ impl Cable {
                     Some(()) = cuts.recv() => live.shutdown().await,
                     accepted = listener.accept() => {
                         let (mut near, _) = accepted.unwrap();
-                        counted.fetch_add(1, Ordering::Relaxed);
+                        counted.send_modify(|count| *count += 1);
                         live.spawn(async move {
                             let mut far = TcpStream::connect(target).await.unwrap();
                             let _ = copy_bidirectional(&mut near, &mut far).await;

@@ -39,6 +39,9 @@ pub(super) struct ConnectionLimits {
     pub(super) handshake: Duration,
     /// Between two reads. Live peers answer pings more often than that.
     pub(super) silence: Duration,
+    /// Until a peer takes something of what is being written. The end of a connection is written too, so that without this
+    /// a peer that never reads would never be rid of.
+    pub(super) stall: Duration,
 }
 
 /// Accepts connections within these limits.
@@ -68,7 +71,13 @@ pub(super) fn connections(
             // Frames are small and wanted at once.
             let accepted = socket.set_nodelay(true).map(|()| {
                 gauge.inc();
-                Connection { _place: (permit, place), socket, gauge: gauge.clone(), silence: Silence::new(limits) }
+                Connection {
+                    _place: (permit, place),
+                    socket,
+                    gauge: gauge.clone(),
+                    silence: Silence::new(limits),
+                    stall: Stall { limit: limits.stall, timer: None },
+                }
             });
             return Some((accepted, (listener, permits, addresses, gauge)));
         }
@@ -151,6 +160,26 @@ impl Silence {
     }
 }
 
+/// How long a peer has taken nothing of what is being written.
+#[derive(Debug)]
+struct Stall {
+    limit: Duration,
+    /// Set while a write waits.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Stall {
+    /// The outcome of a write, or that it has waited too long.
+    fn bound<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if outcome.is_ready() {
+            self.timer = None;
+            return outcome;
+        }
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.limit)));
+        timer.as_mut().poll(cx).map(|()| Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes nothing")))
+    }
+}
+
 /// One connection, counted while it lives.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -159,6 +188,7 @@ pub(super) struct Connection {
     socket: TcpStream,
     gauge: Gauge,
     silence: Silence,
+    stall: Stall,
 }
 
 impl Drop for Connection {
@@ -190,7 +220,8 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, buf)
+        let outcome = Pin::new(&mut self.socket).poll_write(cx, buf);
+        self.stall.bound(cx, outcome)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -206,7 +237,8 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write_vectored(cx, bufs)
+        let outcome = Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
+        self.stall.bound(cx, outcome)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -221,8 +253,13 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: ConnectionLimits =
-        ConnectionLimits { total: 8, per_ip: 2, handshake: Duration::from_secs(10), silence: Duration::from_secs(40) };
+    const LIMITS: ConnectionLimits = ConnectionLimits {
+        total: 8,
+        per_ip: 2,
+        handshake: Duration::from_secs(10),
+        silence: Duration::from_secs(40),
+        stall: Duration::from_secs(20),
+    };
 
     async fn accepted(limits: ConnectionLimits) -> (TcpStream, Connection) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -294,5 +331,22 @@ mod tests {
         let outcome = tokio::select! { outcome = read => outcome, () = said_more => unreachable!() };
         assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::TimedOut);
         assert_eq!(started.elapsed().as_secs(), 70);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_nothing_of_what_is_written_is_cut() {
+        let (client, mut served) = accepted(LIMITS).await;
+        let fill = async {
+            loop {
+                if let Err(error) = served.write_all(&[0; 1 << 16]).await {
+                    return error;
+                }
+            }
+        };
+        // The peer is there, and never reads.
+        let started = Instant::now();
+        assert_eq!(fill.await.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(started.elapsed().as_secs(), 20);
+        drop(client);
     }
 }

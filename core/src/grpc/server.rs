@@ -80,6 +80,8 @@ impl GrpcLimits {
             handshake: self.handshake_timeout,
             // A peer that answers pings is never silent for as long as this.
             silence: 2 * (self.ping_interval + PING_TIMEOUT),
+            // One that could not even be asked.
+            stall: self.ping_interval + PING_TIMEOUT,
         }
     }
 }

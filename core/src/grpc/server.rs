@@ -129,7 +129,7 @@ pub struct GrpcServer {
 }
 
 impl GrpcServer {
-    /// With its services; health is `NOT_SERVING` until [`set_ready`](Self::set_ready).
+    /// With its services; health is `NOT_SERVING` until [`Health::set_ready`].
     #[must_use]
     pub fn new(services: Services, tls: Option<ServerTlsConfig>) -> Self {
         Self { services, health: HealthReporter::new(), tls }

@@ -1,6 +1,6 @@
 //! Live sessions: the one place where entries are decided and appended.
 //!
-//! [`Sessions`] is what the layer above calls. Each live session is owned by one [`room`] task; the [`directory`] finds or
+//! [`Sessions`] is what the layer above calls. Each live session is owned by one `room` task; the `directory` finds or
 //! opens it. The room is the only writer of its session in this process; across processes the log decides. Nothing here
 //! knows of tonic, of SQL or of a provider's wire format.
 

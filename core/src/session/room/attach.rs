@@ -304,12 +304,16 @@ impl Room {
         {
             queue.push_replay(replay(self.log.clone(), after, head));
         }
+        // A reply whose end was read a moment ago is still held here: nothing may come after its end.
+        let runs = |id: MessageId| self.state.running.as_ref().is_some_and(|running| running.id == id);
         let running = match (&self.reply, &self.remote) {
-            (Some(live), _) => Some(snapshot(live.id, live.started_seq, &live.text, &live.model, reply)),
-            (None, Some(remote)) => {
+            (Some(live), _) if runs(live.id) => {
+                Some(snapshot(live.id, live.started_seq, &live.text, &live.model, reply))
+            }
+            (None, Some(remote)) if runs(remote.id()) => {
                 Some(snapshot(remote.id(), remote.started_seq(), &remote.text, remote.model(), reply))
             }
-            (None, None) => None,
+            (Some(_) | None, Some(_) | None) => None,
         };
         if let Some(snapshot) = running {
             // Ahead of the queue's count: it may be larger than everything else together.

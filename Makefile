@@ -71,6 +71,7 @@ e2e: web test-build ## the page in a browser against the real binaries
 # property is written to tests/fuzz/artifacts, and belongs into tests/fuzz/corpus once it is mended.
 fuzz: ## look for inputs that break a property: T=sse (all) TIME=180 (seconds each) SANITIZER=none
 	@$(FETCH) cargo-fuzz
+	@cp Cargo.lock tests/fuzz/Cargo.lock # the versions that are shipped; cargo leaves out what is not used
 	@for target in $(or $(T),$(notdir $(wildcard tests/fuzz/corpus/*))); do \
 	  mkdir -p $(CACHE)/fuzz/$$target; \
 	  echo "::: $$target"; \

@@ -245,7 +245,7 @@ pub(crate) enum AdminAction {
     /// Wrap the data keys of all sessions anew under the primary key of the ring, while they are used. May be interrupted
     /// and begun again. First give every core a ring with the new key, then make it the primary one everywhere.
     RotateKeys {
-        /// Why; kept in the audit trail.
+        /// Why; written to core's log, at most 500 bytes.
         #[arg(long, value_name = "TEXT")]
         reason: String,
     },

@@ -197,6 +197,10 @@ impl App {
             (leaving.clone().drop_guard(), stop_accepting.clone().drop_guard(), stop.clone().drop_guard());
         let ready = operators::Ready::default();
 
+        // Before the first session can be made here: whoever rotates keys has to know of this core.
+        if let Err(error) = register.renew().await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the register of cores could not be entered");
+        }
         let background = TaskTracker::new();
         let mut serving = background.spawn(server.serve(grpc, stop_accepting.clone()));
         if let Some(listener) = operators {

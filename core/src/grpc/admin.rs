@@ -13,6 +13,9 @@ use tonic::{Request, Response, Status, metadata::MetadataMap};
 use super::auth::{self, Authenticator};
 use crate::session::rotation::{Rotation, RotationProgress};
 
+/// Bytes of the reason that an admin gives.
+const MAX_REASON: usize = 500;
+
 /// Progress that waits for a slow reader; newer figures replace nothing and are left out then.
 const PROGRESS_QUEUE: usize = 16;
 
@@ -32,11 +35,18 @@ impl AdminService {
 
 impl AdminService {
     /// The rotation runs as long as its stream is read: a caller that goes away stops it, and may begin again.
-    async fn rotate(&self, metadata: &MetadataMap) -> Result<Response<EventStream<v1::RotateKeysResponse>>, Status> {
-        let caller = self.authenticator.caller(metadata).await?;
+    async fn rotate(
+        &self,
+        request: Request<v1::RotateKeysRequest>,
+    ) -> Result<Response<EventStream<v1::RotateKeysResponse>>, Status> {
+        let caller = self.authenticator.caller(request.metadata()).await?;
         auth::operator(&caller)?;
+        let reason = request.into_inner().reason;
+        if reason.len() > MAX_REASON {
+            return Err(Failure::invalid("reason", "at most 500 bytes").into());
+        }
         let turn = self.rotation.claim()?;
-        tracing::info!(actor = caller.user_id, "rotating data keys");
+        tracing::info!(actor = caller.user_id, reason, "rotating data keys");
         let (progress, seen) = mpsc::channel(PROGRESS_QUEUE);
         let rotation = self.rotation.clone();
         let work = async move {
@@ -70,7 +80,7 @@ macro_rules! not_yet {
                 &self,
                 request: Request<v1::RotateKeysRequest>,
             ) -> Result<Response<Self::RotateKeysStream>, Status> {
-                self.rotate(request.metadata()).await
+                self.rotate(request).await
             }
 
             $(async fn $method(&self, request: Request<v1::$request>) -> Result<Response<$response>, Status> {

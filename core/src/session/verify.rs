@@ -116,29 +116,22 @@ impl Verifier {
         }
         let mut head = 0;
         loop {
-            match log.read_after(head, PAGE).await {
-                Ok(page) if page.is_empty() => break,
-                Ok(page) => {
-                    let gap = page.iter().zip(head + 1..).any(|(entry, expected)| entry.seq != expected);
-                    if gap {
-                        found.push((Place::Log(head), Wrong::Malformed));
+            let documents = self.call(self.store.read_after(header.id, head, PAGE)).await?;
+            if documents.is_empty() {
+                break;
+            }
+            for document in &documents {
+                // One by one: what is wrong with one must not hide what is wrong with the next.
+                match log.open_document(document) {
+                    Ok(page) => {
+                        *entries += page.len() as u64;
+                        if document.first_seq != head + 1 || page.len() != document.count as usize {
+                            found.push((Place::Log(head), Wrong::Malformed));
+                        }
                     }
-                    *entries += page.len() as u64;
-                    head = page.last().map_or(head, |entry| entry.seq);
+                    Err(error) => found.push((Place::Log(head), wrong(error, &document.sealed)?)),
                 }
-                Err(error) => {
-                    let sealed = self.call(self.store.read_after(header.id, head, PAGE)).await?;
-                    // The page is known; the document in it is not worth a second way to read logs.
-                    let plain = sealed.iter().find(|document| looks_plain(&document.sealed));
-                    let bytes = plain.map_or(&[][..], |document| &document.sealed);
-                    found.push((Place::Log(head), wrong(error, bytes)?));
-                    // What follows is looked at all the same.
-                    let Some(end) = sealed.last().map(|document| document.first_seq + u64::from(document.count) - 1)
-                    else {
-                        break;
-                    };
-                    head = end;
-                }
+                head = head.max(document.first_seq + u64::from(document.count) - 1);
             }
         }
         if head < header.derived.applied_seq {

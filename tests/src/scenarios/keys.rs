@@ -172,15 +172,17 @@ async fn verification_names_what_is_not_sealed_altered_moved_or_missing() {
         assert_eq!(database.execute(&sql, []).unwrap(), 1, "{sql}");
     };
     change("UPDATE log SET sealed = CAST('[{\"at\":1}]' AS BLOB) WHERE session_id = $S0 AND first_seq = 1");
+    change("UPDATE log SET sealed = CAST(substr(sealed, 2) AS BLOB) WHERE session_id = $S0 AND first_seq = 3");
     change("UPDATE sessions SET wrapped_key = (SELECT wrapped_key FROM sessions WHERE id = $S0) WHERE id = $S1");
     change("UPDATE sessions SET state = CAST(substr(state, 1, length(state) - 1) || x'00' AS BLOB) WHERE id = $S2");
     change("DELETE FROM log WHERE session_id = $S3 AND first_seq = 1");
     drop(database);
 
     let (fine, said) = installation.verify(&[0]);
-    assert!(!fine && said.contains("5 sessions") && said.contains(" 4 findings"), "{said}");
+    assert!(!fine && said.contains("5 sessions") && said.contains(" 5 findings"), "{said}");
     for (session, found) in [
         (0, "log above entry 0 is not sealed"),
+        (0, "log above entry 2 does not open"),
         (1, "data key does not open"),
         (2, "folded state does not open"),
         (3, "log above entry 0 opens and is not what should be there"),

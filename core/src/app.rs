@@ -94,7 +94,8 @@ impl App {
             anyhow::ensure!(config.token.jwks_file.is_empty(), "token.jwks_file: {error}");
             tracing::warn!(%error, "token.jwks_url: the key set could not be read, trying again later");
         }
-        let store = wrap(open_store(&config).await?);
+        let stores = open_store(&config).await?;
+        let store = wrap(stores.sessions);
         let secret = match seal::self_test(&ring, &*store).await {
             Ok(secret) => secret,
             Err(error) => {
@@ -342,7 +343,7 @@ pub async fn verify_payloads(
     progress: impl FnMut(Verified, Option<Finding>),
 ) -> anyhow::Result<Verified> {
     let ring = Arc::new(KeyRing::from_config(config.keys.primary_id().unwrap_or_default(), config.keys.pairs())?);
-    let store = open_store(config).await?;
+    let store = open_store(config).await?.sessions;
     let verified = async {
         seal::self_test(&ring, &*store).await.context("keys.ring: the self-test failed")?;
         Ok(PayloadVerifier::new(store.clone(), ring, config.store.call_timeout).run(progress).await?)

@@ -14,6 +14,8 @@ import xllamacpp
 def main():
     parameters = xllamacpp.CommonParams()
     parameters.model.path = sys.argv[1]
+    # The likeliest words each time: with the usual sampling an answer may be empty, and a test would fail once in a while.
+    parameters.sampling.temp = 0.0
     parameters.n_ctx = 4096
     parameters.n_parallel = 2
     parameters.cpuparams.n_threads = 2

@@ -1,6 +1,6 @@
 //! What the configuration asks for, made: listeners, store, certificates, limits.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -12,7 +12,7 @@ use crate::{
     grpc::{FrameLimits, GrpcLimits, PageSizes},
     session::{QueueLimits, SessionLimits},
     store::{
-        SessionStore,
+        Stores,
         mongo::{MongoOptions, MongoStore},
         sqlite::{SqliteOptions, SqliteStore},
     },
@@ -44,7 +44,7 @@ pub(super) fn listen_operators(config: &Config) -> anyhow::Result<Option<TcpList
     }
 }
 
-pub(super) async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn SessionStore>> {
+pub(super) async fn open_store(config: &Config) -> anyhow::Result<Stores> {
     let settings = &config.store;
     match settings.target().map_err(|rule| anyhow::anyhow!("store.url: {rule}"))? {
         StoreTarget::Sqlite(path) => {
@@ -52,13 +52,13 @@ pub(super) async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Sessio
             let mut options = SqliteOptions::default();
             options.max_bytes = (max > 0).then_some(max);
             let store = SqliteStore::open(&path, &options).with_context(|| format!("store.url: {}", path.display()))?;
-            Ok(Arc::new(store))
+            Ok(store.into())
         }
         StoreTarget::Mongo(uri) => {
             // Sooner than the limit of whoever calls the store, so that its word is heard about what is certain.
             let call_timeout = settings.call_timeout * 9 / 10;
             let options = MongoOptions { uri, call_timeout, pool_size: settings.pool_size };
-            Ok(Arc::new(MongoStore::open(&options).await.context("store.url")?))
+            Ok(MongoStore::open(&options).await.context("store.url")?.into())
         }
     }
 }

@@ -9,6 +9,8 @@ pub mod error;
 pub mod mongo;
 pub mod sqlite;
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use chatbox_proto::ids::{MessageId, SessionId};
 
@@ -210,6 +212,20 @@ pub struct SessionQuery {
     pub after: Option<(Timestamp, SessionId)>,
     /// At most this many, at least 1.
     pub limit: u32,
+}
+
+/// One database, by concern: each part has a trait of its own, and all parts are opened and closed together.
+#[derive(Debug, Clone)]
+pub struct Stores {
+    /// Sessions and their logs.
+    pub sessions: Arc<dyn SessionStore>,
+}
+
+impl<S: SessionStore> From<S> for Stores {
+    fn from(store: S) -> Self {
+        let store = Arc::new(store);
+        Self { sessions: store }
+    }
 }
 
 /// Sessions and their logs.

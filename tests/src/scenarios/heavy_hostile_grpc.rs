@@ -47,7 +47,7 @@ impl Scene {
     async fn start() -> Self {
         let core = format!(
             "drain.notice = \"0s\"\ndrain.jitter = \"0s\"\nlimits.handshake_timeout = \"{}ms\"\nlimits.keepalive = \"1s\"\n\
-             limits.connections = {TOTAL}\nlimits.connections_per_ip = {PER_IP}\nlimits.streams_per_connection = {STREAMS}\n\
+             limits.connections = {TOTAL}\nlimits.connections_per_ip = {PER_IP}\nlimits.streams_per_connection = {STREAMS}\nlimits.frames_per_second = 10000\n\
              providers.demo.kind = \"demo\"\nproviders.demo.word_delay = \"0s\"\n",
             HANDSHAKE.as_millis()
         );

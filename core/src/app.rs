@@ -2,21 +2,24 @@
 
 mod configured;
 mod peers;
+mod watch;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use chatbox_proto::token::Verifier;
-use tokio::{net::TcpListener, time::Instant};
+use tokio::{net::TcpListener, sync::watch as channel, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     configured::{grpc_limits, listen, listen_operators, open_store, server_tls, session_limits},
     peers::Peers,
+    watch::Watch,
 };
 use crate::{
     bus::Bus,
     config::{Config, DrainConfig},
+    domain::time::Timestamp,
     grpc::{GrpcServer, Health, Services},
     keys,
     llm::registry::Models,
@@ -24,7 +27,9 @@ use crate::{
     operators,
     seal::{self, KeyRing},
     session::{
-        Directory, Parts, Sessions, register::Register, rotation::Rotation, verify::Verifier as PayloadVerifier,
+        Directory, Parts, Sessions,
+        alerts::{Alerts, Starts},
+        register::Register, rotation::Rotation, verify::Verifier as PayloadVerifier,
     },
     store::SessionStore,
 };
@@ -47,6 +52,8 @@ pub struct App {
     server: GrpcServer,
     verifier: Arc<Verifier>,
     register: Register,
+    alerts: Alerts,
+    models: Models,
     metrics: Metrics,
     streams: TaskTracker,
     leaving: CancellationToken,
@@ -96,6 +103,7 @@ impl App {
         }
         let stores = open_store(&config).await?;
         let store = wrap(stores.sessions);
+        let outbox = stores.outbox;
         let secret = match seal::self_test(&ring, &*store).await {
             Ok(secret) => secret,
             Err(error) => {
@@ -129,11 +137,13 @@ impl App {
             metrics: metrics.clone(),
         });
         let call = config.store.call_timeout;
+        let rules = config.alerts.build().map_err(anyhow::Error::msg)?;
+        let alerts = Alerts::new(outbox, Arc::new(directory.clone()), rules, call, metrics.clone());
         let register = Register::new(store.clone(), directory.boot_id(), &ring, CORE_LAPSE, call);
         let services = Services {
             sessions: Sessions::new(directory.clone()),
             rotation: Rotation::new(store.clone(), ring.clone(), register.clone(), call),
-            models,
+            models: models.clone(),
             verifier: verifier.clone(),
             ring,
             limits: grpc_limits(&config),
@@ -150,6 +160,8 @@ impl App {
             server,
             verifier,
             register,
+            alerts,
+            models,
             metrics,
             streams,
             leaving,
@@ -185,6 +197,8 @@ impl App {
             server,
             verifier,
             register,
+            alerts,
+            models,
             metrics,
             streams,
             leaving,
@@ -212,7 +226,24 @@ impl App {
         let entry = register.clone();
         background.spawn(until(stop.clone(), async move { entry.keep().await }));
         background.spawn(until(stop.clone(), async move { verifier.keep_fresh().await }));
+        let (tell_stored, stored) = channel::channel(true);
+        let starts =
+            Starts::new(store.clone(), Timestamp::now(), config.alerts.crash_window, config.store.call_timeout);
+        // Operators' alerts end with the readiness, deliveries with the store: what is not delivered by then stays in it.
+        let watch = Watch::new(
+            alerts.clone(),
+            models,
+            metrics.clone(),
+            starts.clone(),
+            stored,
+            config.alerts.clone(),
+        );
+        background.spawn(until(leaving.clone(), watch.run()));
+        if !config.alerts.rules.is_empty() {
+            background.spawn(until(leaving.clone(), async move { alerts.run().await }));
+        }
         let probe = Probe {
+            stored: tell_stored,
             store: store.clone(),
             bus: peers.bus.clone(),
             health: health.clone(),
@@ -242,6 +273,7 @@ impl App {
             peers,
             directory,
             register,
+            starts,
             metrics,
             streams,
             leaving,
@@ -262,6 +294,7 @@ struct Leaving {
     peers: Peers,
     directory: Directory,
     register: Register,
+    starts: Starts,
     metrics: Metrics,
     streams: TaskTracker,
     leaving: CancellationToken,
@@ -279,6 +312,7 @@ impl Leaving {
             peers,
             directory,
             register,
+            starts,
             metrics,
             streams,
             leaving,
@@ -315,6 +349,8 @@ impl Leaving {
             streams.wait().await;
             // Its row would lapse all the same.
             let _ = register.leave().await;
+            // Without it this end counts as a crash, for a while.
+            let _ = starts.leave().await;
             peers.leave().await;
             store.close().await;
             stop.cancel();
@@ -363,6 +399,7 @@ async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
 /// Looks every second: readiness is what the store says, once the bus has been reached; tasks are counted. A bus that is
 /// lost later makes a core slower and not unfit: all cores would be unfit at once.
 struct Probe {
+    stored: channel::Sender<bool>,
     store: Arc<dyn SessionStore>,
     bus: Arc<dyn Bus>,
     health: Health,
@@ -386,6 +423,7 @@ impl Probe {
             self.metrics.bus_connected.set(bus.connected.into());
             self.metrics.bus_dropped.inc_by(bus.dropped.saturating_sub(self.metrics.bus_dropped.get()));
             let stored = matches!(tokio::time::timeout(self.limit, self.store.ping()).await, Ok(Ok(())));
+            self.stored.send_replace(stored);
             let serves = stored && bus.was_connected;
             if before != Some(serves) {
                 before = Some(serves);

@@ -4,6 +4,7 @@
 //!
 //! Every setting is also a variable: see [`chatbox_proto::settings`]. Those of core begin with `CHATBOX_CORE_`.
 
+mod alerts;
 mod bus;
 mod check;
 mod generation;
@@ -20,6 +21,7 @@ use chatbox_proto::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use alerts::{AlertsConfig, ChannelConfig, ChannelKind, RuleConfig, SecurityConfig, ServerConfig};
 pub use bus::BusConfig;
 pub use generation::{KeyPlace, OutputLimit, ProviderConfig, ProviderKind};
 pub use model::{ModelConfig, OnLoss};
@@ -62,6 +64,8 @@ pub struct Config {
     pub session: SessionConfig,
     /// What one client may do, and all together.
     pub limits: LimitsConfig,
+    /// Who is told when something needs people.
+    pub alerts: AlertsConfig,
     /// How the process leaves.
     pub drain: DrainConfig,
     /// What is logged.
@@ -84,6 +88,7 @@ impl Default for Config {
             models: Vec::new(),
             session: SessionConfig::default(),
             limits: LimitsConfig::default(),
+            alerts: AlertsConfig::default(),
             drain: DrainConfig::default(),
             log: LogConfig::default(),
         }
@@ -134,6 +139,7 @@ impl Config {
             let name = format!("providers.{name}.api_key");
             mistakes.extend(provider.api_key.read_from(&name, &provider.api_key_file, read_file).err());
         }
+        mistakes.extend(self.alerts.read_secrets(read_file));
         mistakes
     }
 }

@@ -29,7 +29,9 @@ use crate::{
     session::{
         Directory, Parts, Sessions,
         alerts::{Alerts, Starts},
-        register::Register, rotation::Rotation, verify::Verifier as PayloadVerifier,
+        register::Register,
+        rotation::Rotation,
+        verify::Verifier as PayloadVerifier,
     },
     store::SessionStore,
 };
@@ -230,14 +232,7 @@ impl App {
         let starts =
             Starts::new(store.clone(), Timestamp::now(), config.alerts.crash_window, config.store.call_timeout);
         // Operators' alerts end with the readiness, deliveries with the store: what is not delivered by then stays in it.
-        let watch = Watch::new(
-            alerts.clone(),
-            models,
-            metrics.clone(),
-            starts.clone(),
-            stored,
-            config.alerts.clone(),
-        );
+        let watch = Watch::new(alerts.clone(), models, metrics.clone(), starts.clone(), stored, config.alerts.clone());
         background.spawn(until(leaving.clone(), watch.run()));
         if !config.alerts.rules.is_empty() {
             background.spawn(until(leaving.clone(), async move { alerts.run().await }));

@@ -329,7 +329,8 @@ impl ChannelConfig {
                 if !smtp::is_address(&self.from) {
                     wrong("from: must be a mail address");
                 }
-                if self.to.is_empty() || self.to.len() > MAX_RECEIVERS || !self.to.iter().all(|to| smtp::is_address(to)) {
+                if self.to.is_empty() || self.to.len() > MAX_RECEIVERS || !self.to.iter().all(|to| smtp::is_address(to))
+                {
                     wrong("to: must be 1 to 20 mail addresses");
                 }
                 if self.servers.is_empty() || self.servers.len() > MAX_SERVERS {
@@ -343,7 +344,9 @@ impl ChannelConfig {
                         wrong(&format!("servers[{index}].user, password: set both or none"));
                     }
                     if server.security == SecurityConfig::None && (production || !server.user.is_empty()) {
-                        wrong(&format!("servers[{index}].security: must be tls or starttls in production and with a password"));
+                        wrong(&format!(
+                            "servers[{index}].security: must be tls or starttls in production and with a password"
+                        ));
                     }
                     if production && server.password.is_placeholder() && !server.password.is_empty() {
                         wrong(&format!("servers[{index}].password: is a placeholder"));

@@ -39,7 +39,8 @@ impl Sms {
         let mut url = Url::parse(base_url).map_err(|_| "is not a URL")?;
         address::check(&url, allow_private)?;
         url.set_path(&format!("{}/2010-04-01/Accounts/{account}/Messages.json", url.path().trim_end_matches('/')));
-        let client = webhook::client(&url, allow_private).map_err(|_| "has no usable certificate store on this machine")?;
+        let client =
+            webhook::client(&url, allow_private).map_err(|_| "has no usable certificate store on this machine")?;
         Ok(Self { client, url, account, token, from, to })
     }
 }

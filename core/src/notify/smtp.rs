@@ -8,7 +8,11 @@ use chatbox_proto::token::Secret;
 use lettre::{
     AsyncSmtpTransport, AsyncTransport as _, Tokio1Executor,
     message::{Mailbox, header::ContentType},
-    transport::smtp::{authentication::Credentials, client::{Certificate, Tls, TlsParameters}, extension::ClientId},
+    transport::smtp::{
+        authentication::Credentials,
+        client::{Certificate, Tls, TlsParameters},
+        extension::ClientId,
+    },
 };
 use tokio::time::timeout;
 

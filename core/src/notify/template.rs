@@ -72,7 +72,8 @@ impl Template {
             if brace == "}" {
                 return Err("a } without its {; a brace in the text is written twice".to_owned());
             }
-            let (name, after) = rest.split_once('}').ok_or("a { without its }; a brace in the text is written twice")?;
+            let (name, after) =
+                rest.split_once('}').ok_or("a { without its }; a brace in the text is written twice")?;
             if Facts::default().get(name).is_none() {
                 return Err(format!("{{{name}}} is none of session, user, reason, detail, time, link"));
             }
@@ -145,7 +146,8 @@ impl Template {
 fn clean(value: &str) -> String {
     let spaced = value.chars().map(|c| if c.is_whitespace() { ' ' } else { c });
     let visible = spaced.filter(|c| {
-        let turns = matches!(*c, '\u{061C}' | '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
+        let turns =
+            matches!(*c, '\u{061C}' | '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
         !c.is_control() && !turns
     });
     let mut text: String = visible.take(MAX_VALUE + 1).collect();

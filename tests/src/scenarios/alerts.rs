@@ -7,9 +7,7 @@ use std::{
 
 use axum::{Router, http::HeaderMap, routing::post};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use chatbox_core::config::{
-    ChannelConfig, ChannelKind, ProviderConfig, RuleConfig, SecurityConfig, ServerConfig,
-};
+use chatbox_core::config::{ChannelConfig, ChannelKind, ProviderConfig, RuleConfig, SecurityConfig, ServerConfig};
 use chatbox_proto::{token::Secret, v1::FinishReason};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde_json::{Value, json};

@@ -18,7 +18,7 @@ fn text_message() -> ChannelConfig {
         from: "+12025550123".to_owned(),
         to: vec!["+4915112345678".to_owned()],
         account: "AC1".to_owned(),
-        secret: Secret::new("a token of the account"),
+        secret: Secret::new("7LrT2vWc8KdF5hJnZsGa4EuM"),
         ..ChannelConfig::default()
     }
 }
@@ -27,7 +27,7 @@ fn webhook() -> ChannelConfig {
     ChannelConfig {
         kind: ChannelKind::Webhook,
         url: Secret::new("https://hooks.example.org/chat"),
-        secret: Secret::new("a long and random secret of a receiver"),
+        secret: Secret::new("9pYb3mQx7LrT2vWc8KdF5hJnZsGa4EuM"),
         ..ChannelConfig::default()
     }
 }
@@ -117,10 +117,12 @@ fn secrets_come_from_files_and_are_not_shown() {
         secret_file: "secret".to_owned(),
         ..webhook()
     };
-    let server = ServerConfig { user: "chat".to_owned(), password_file: "password".to_owned(), ..ServerConfig::default() };
+    let server =
+        ServerConfig { user: "chat".to_owned(), password_file: "password".to_owned(), ..ServerConfig::default() };
     channel.servers = vec![server];
     let mut config = AlertsConfig { channels: [("ops".to_owned(), channel)].into(), ..AlertsConfig::default() };
-    let wrong = config.read_secrets(&|file| Ok(format!("https://hidden.example.org/{file}")));
+    let wrong =
+        config.read_secrets(&|file: &std::path::Path| Ok(format!("https://hidden.example.org/{}", file.display())));
     assert_eq!(wrong, Vec::<String>::new());
     let ops = &config.channels["ops"];
     assert!(ops.url.expose().ends_with("url") && ops.secret.expose().ends_with("secret"));

@@ -90,7 +90,11 @@ impl Inner {
             Ok(false) => tracing::info!(alert.id = alert, attempt, "another core tried the alert meanwhile"),
             // It comes back when the claim has run out.
             Err(error) => {
-                tracing::warn!(alert.id = alert, error = &error as &dyn std::error::Error, "an alert could not be settled");
+                tracing::warn!(
+                    alert.id = alert,
+                    error = &error as &dyn std::error::Error,
+                    "an alert could not be settled"
+                );
             }
         }
     }
@@ -104,7 +108,13 @@ impl Inner {
             }
             Attempted::Retry { error, .. } => {
                 self.metrics.alert(known(&row.event), "retried");
-                tracing::warn!(alert.id = alert, alert.channel = row.channel, attempt, error, "alert not delivered yet");
+                tracing::warn!(
+                    alert.id = alert,
+                    alert.channel = row.channel,
+                    attempt,
+                    error,
+                    "alert not delivered yet"
+                );
             }
             Attempted::Dead { error } => {
                 self.metrics.alert(known(&row.event), "dead");
@@ -165,9 +175,9 @@ impl Inner {
 
     /// The message of a row; the inner error says why there is nothing to say any more.
     async fn message(&self, row: &AlertRow) -> Result<Result<Message, &'static str>, SessionError> {
-        let Some((event, rule)) = AlertEvent::from_name(&row.event).and_then(|event| {
-            self.rules.rules.get(&event).map(|rule| (event, rule))
-        }) else {
+        let Some((event, rule)) =
+            AlertEvent::from_name(&row.event).and_then(|event| self.rules.rules.get(&event).map(|rule| (event, rule)))
+        else {
             return Ok(Err("no rule is configured for the event any more"));
         };
         let mut facts = Facts { detail: row.detail.clone(), time: rfc3339(row.created_at), ..Facts::default() };

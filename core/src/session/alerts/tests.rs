@@ -62,7 +62,7 @@ impl Scene {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let stores = Arc::new(SqliteStore::open_in(folder.path(), &SqliteOptions::default()).unwrap()).into();
-        let facts = HelpFacts { user: "ann".to_owned(), reason: "my\r\norder".to_owned() };
+        let facts = HelpFacts { user: "quist".to_owned(), reason: "my\r\nparcel".to_owned() };
         Self {
             _folder: folder,
             stores,
@@ -125,7 +125,7 @@ async fn however_often_it_is_raised_an_alert_is_delivered_once_with_what_the_vis
     let seen = scene.channel.seen();
     assert_eq!(seen.len(), 1);
     assert_eq!(seen[0].session_id.as_deref(), Some(session.to_string().as_str()));
-    assert!(seen[0].body.contains("ann asks") && seen[0].body.contains("Reason: my  order\n"), "{}", seen[0].body);
+    assert!(seen[0].body.contains("quist asks") && seen[0].body.contains("Reason: my  parcel\n"), "{}", seen[0].body);
     assert!(seen[0].body.contains(&format!("https://chat.example.org/admin/{session}")), "{}", seen[0].body);
     assert_eq!(scene.rows(AlertState::Delivered).await.len(), 1);
 }
@@ -135,7 +135,7 @@ async fn a_row_says_nothing_that_a_visitor_wrote() {
     let scene = Scene::new();
     scene.core().raise(&help(SessionId::generate(), Timestamp::now())).await.unwrap();
     let row = format!("{:?}", scene.rows(AlertState::Waiting).await);
-    assert!(!row.contains("ann") && !row.contains("order"), "{row}");
+    assert!(!row.contains("quist") && !row.contains("parcel"), "{row}");
 }
 
 #[tokio::test]
@@ -282,12 +282,7 @@ impl OutboxStore for Stuck {
         std::future::pending().await
     }
 
-    async fn settle(
-        &self,
-        _: AlertId,
-        _: u32,
-        _: crate::store::outbox::Attempted,
-    ) -> Result<bool, StoreError> {
+    async fn settle(&self, _: AlertId, _: u32, _: crate::store::outbox::Attempted) -> Result<bool, StoreError> {
         std::future::pending().await
     }
 

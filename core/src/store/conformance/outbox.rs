@@ -101,13 +101,10 @@ pub(crate) async fn a_try_settles_what_it_claimed_and_nothing_later(f: &mut impl
     assert!(!outbox.settle([2; 16], 1, retry).await.unwrap(), "it was claimed again since");
     assert!(!outbox.settle([9; 16], 1, Attempted::Delivered).await.unwrap(), "unknown");
     assert_eq!(ids(&all(&outbox, AlertState::Delivered).await), [1]);
-    assert_eq!(all(&outbox, AlertState::Dead).await, [AlertRow {
-        attempts: 1,
-        due_at: at(10),
-        state: AlertState::Dead,
-        error,
-        ..row(3, 0)
-    }]);
+    assert_eq!(
+        all(&outbox, AlertState::Dead).await,
+        [AlertRow { attempts: 1, due_at: at(10), state: AlertState::Dead, error, ..row(3, 0) }]
+    );
     assert!(!outbox.enqueue(row(1, 0)).await.unwrap(), "what was delivered does not come back");
 }
 

@@ -21,7 +21,8 @@ const READ: &str = "SELECT id, channel, event, session_id, seq, detail, created_
      FROM outbox WHERE id = ?1";
 const ENQUEUE: &str = "INSERT INTO outbox \
      (id, channel, event, session_id, seq, detail, created_at, due_at, attempts, state, error) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 0, '') ON CONFLICT (id) DO NOTHING";
-pub(super) const DUE: &str = "SELECT id FROM outbox WHERE state = 0 AND due_at <= ?1 ORDER BY due_at, id LIMIT ?2";
+pub(super) const DUE: &str = "SELECT id FROM outbox INDEXED BY outbox_due \
+     WHERE state = 0 AND due_at <= ?1 ORDER BY due_at, id LIMIT ?2";
 const CLAIM: &str = "UPDATE outbox SET attempts = attempts + 1, due_at = ?2 WHERE id = ?1";
 pub(super) const SETTLE: &str = "UPDATE outbox SET state = ?3, due_at = coalesce(?4, due_at), error = ?5 \
      WHERE id = ?1 AND attempts = ?2 AND state = 0";
@@ -80,10 +81,8 @@ fn enqueue(db: &Connection, row: &AlertRow) -> Result<Verdict<bool>, Fault> {
 }
 
 fn claim(db: &Connection, now: Timestamp, until: Timestamp, limit: u32) -> Result<Verdict<Vec<AlertRow>>, Fault> {
-    let due: Vec<AlertId> = db
-        .prepare_cached(DUE)?
-        .query_map(params![now.millis(), limit], |row| row.get(0))?
-        .collect::<Result<_, _>>()?;
+    let due: Vec<AlertId> =
+        db.prepare_cached(DUE)?.query_map(params![now.millis(), limit], |row| row.get(0))?.collect::<Result<_, _>>()?;
     let mut rows = Vec::with_capacity(due.len());
     let mut read = db.prepare_cached(READ)?;
     for id in due {

@@ -15,6 +15,7 @@ use self::{
     peers::Peers,
 };
 use crate::{
+    generate::Generator,
     bus::Bus,
     config::{Config, DrainConfig},
     grpc::{GrpcServer, Health, Services},
@@ -44,6 +45,7 @@ pub struct App {
     store: Arc<dyn SessionStore>,
     peers: Peers,
     directory: Directory,
+    generator: Generator,
     server: GrpcServer,
     verifier: Arc<Verifier>,
     register: Register,
@@ -130,10 +132,12 @@ impl App {
         });
         let call = config.store.call_timeout;
         let register = Register::new(store.clone(), directory.boot_id(), &ring, CORE_LAPSE, call);
+        let generator = Generator::new(models.clone());
         let services = Services {
             sessions: Sessions::new(directory.clone()),
             rotation: Rotation::new(store.clone(), ring.clone(), register.clone(), call),
             models,
+            generator: generator.clone(),
             verifier: verifier.clone(),
             ring,
             limits: grpc_limits(&config),
@@ -147,6 +151,7 @@ impl App {
             store,
             peers,
             directory,
+            generator,
             server,
             verifier,
             register,
@@ -182,6 +187,7 @@ impl App {
             store,
             peers,
             directory,
+            generator,
             server,
             verifier,
             register,
@@ -241,6 +247,7 @@ impl App {
             store,
             peers,
             directory,
+            generator,
             register,
             metrics,
             streams,
@@ -261,6 +268,7 @@ struct Leaving {
     store: Arc<dyn SessionStore>,
     peers: Peers,
     directory: Directory,
+    generator: Generator,
     register: Register,
     metrics: Metrics,
     streams: TaskTracker,
@@ -278,6 +286,7 @@ impl Leaving {
             store,
             peers,
             directory,
+            generator,
             register,
             metrics,
             streams,
@@ -291,7 +300,7 @@ impl Leaving {
         // The phases of the way out. One deadline bounds them all; whoever does not make it is cut by the runtime's end.
         // 1. Readiness goes down, and load balancers get time to notice.
         // 2. No connection is accepted any more; every stream is told `going_away`.
-        // 3. Running replies may finish within the grace.
+        // 3. Running replies, and the turns of services, may finish within the grace.
         // 4. The rest is cut as INTERRUPTED, and written.
         // 5. The bus is closed, so that the last entries reach the other cores; then the store.
         // 6. Listeners and background tasks end.
@@ -304,10 +313,12 @@ impl Leaving {
         tokio::time::sleep_until((Instant::now() + drain.notice).min(deadline)).await;
         stop_accepting.cancel();
         directory.start_draining();
-        let finished = tokio::time::timeout_at(grace.min(deadline), directory.drained()).await;
-        if finished.is_err() {
-            tracing::info!(tasks = directory.tasks_left(), "cutting the replies that still run");
+        let finished = async { tokio::join!(directory.drained(), generator.drained()) };
+        if tokio::time::timeout_at(grace.min(deadline), finished).await.is_err() {
+            let (tasks, turns) = (directory.tasks_left(), generator.running());
+            tracing::info!(tasks, turns, "cutting the replies and turns that still run");
             directory.cut();
+            generator.cut();
         }
         let rest = async {
             directory.drained().await;

@@ -86,6 +86,8 @@ pub struct Metrics {
     pub sessions_live: Gauge,
     /// Attached streams.
     pub subscribers: Gauge,
+    /// `Generate` streams.
+    pub generate_streams: Gauge,
     /// Replies being generated.
     pub replies_running: Gauge,
     /// Tasks that run.
@@ -127,6 +129,7 @@ impl Metrics {
             registry: Arc::default(),
             sessions_live: Gauge::default(),
             subscribers: Gauge::default(),
+            generate_streams: Gauge::default(),
             replies_running: Gauge::default(),
             tasks_live: Gauge::default(),
             connections: Gauge::default(),
@@ -157,6 +160,7 @@ impl Metrics {
         let core = root.sub_registry_with_prefix("chatbox_core");
         core.register("sessions_live", "Sessions with a room in this core", self.sessions_live.clone());
         core.register("subscribers", "Attached streams", self.subscribers.clone());
+        core.register("generate_streams", "Generate streams", self.generate_streams.clone());
         core.register("replies_running", "Replies being generated", self.replies_running.clone());
         core.register("tasks_live", "Tasks that run", self.tasks_live.clone());
         core.register("connections", "Connections to the gRPC listener", self.connections.clone());

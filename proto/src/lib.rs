@@ -12,6 +12,7 @@ pub mod settings;
 pub mod status;
 pub mod time;
 pub mod token;
+pub mod trace;
 
 /// Messages of `chatbox.v1`, generated from `proto/chatbox/v1`.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, clippy::allow_attributes, reason = "generated code")]

@@ -9,7 +9,7 @@ use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
 use crate::{
     config::{Config, StoreTarget, TlsConfig},
-    grpc::{FrameLimits, GrpcLimits, PageSizes},
+    grpc::{FrameLimits, GenerateLimits, GrpcLimits, PageSizes},
     session::{QueueLimits, SessionLimits},
     store::{
         Stores,
@@ -117,6 +117,12 @@ pub(super) fn grpc_limits(config: &Config) -> GrpcLimits {
             per_second: limits.frames_per_second,
             malformed_per_minute: limits.malformed_per_minute as usize,
             expiry_warning: session.expiry_warning,
+        },
+        generate: GenerateLimits {
+            frame_bytes: config.generate.frame_bytes.as_usize(),
+            conversation_bytes: config.generate.conversation_bytes.as_usize(),
+            messages: config.generate.messages as usize,
+            streams: config.generate.streams_per_caller,
         },
         pages: PageSizes { default: session.page_size, max: session.max_page_size },
     }

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 pub use bus::BusConfig;
 pub use generation::{KeyPlace, OutputLimit, ProviderConfig, ProviderKind};
 pub use model::{ModelConfig, OnLoss};
-pub use server::{DrainConfig, LimitsConfig, LogConfig, LogFormat, TlsConfig};
+pub use server::{DrainConfig, GenerateConfig, LimitsConfig, LogConfig, LogFormat, TlsConfig};
 pub use session::SessionConfig;
 pub use storage::{KeyConfig, KeysConfig, StoreConfig, StoreTarget, StoreUrl};
 
@@ -62,6 +62,8 @@ pub struct Config {
     pub session: SessionConfig,
     /// What one client may do, and all together.
     pub limits: LimitsConfig,
+    /// `Generate` streams.
+    pub generate: GenerateConfig,
     /// How the process leaves.
     pub drain: DrainConfig,
     /// What is logged.
@@ -84,6 +86,7 @@ impl Default for Config {
             models: Vec::new(),
             session: SessionConfig::default(),
             limits: LimitsConfig::default(),
+            generate: GenerateConfig::default(),
             drain: DrainConfig::default(),
             log: LogConfig::default(),
         }

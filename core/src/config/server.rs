@@ -73,6 +73,32 @@ impl Default for LimitsConfig {
     }
 }
 
+/// `Generate` streams: text for services, without sessions. Frames per second and malformed ones are those of `limits`, the
+/// queue of events that of `session`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GenerateConfig {
+    /// Streams of one caller: 1 to 10,000. Default 100.
+    pub streams_per_caller: u32,
+    /// One frame: 1 KiB to 16 MiB, and at most `limits.request_bytes`. Default 1 MiB.
+    pub frame_bytes: ByteSize,
+    /// Text that one stream keeps as its conversation, with what waits for its turn: 1 KiB to 64 MiB. Default 4 MiB.
+    pub conversation_bytes: ByteSize,
+    /// Messages of one conversation, and turns of one stream: 1 to 100,000. Default 1,000.
+    pub messages: u32,
+}
+
+impl Default for GenerateConfig {
+    fn default() -> Self {
+        Self {
+            streams_per_caller: 100,
+            frame_bytes: ByteSize::mib(1),
+            conversation_bytes: ByteSize::mib(4),
+            messages: 1_000,
+        }
+    }
+}
+
 /// How the process leaves: readiness goes down, streams are told, replies may finish, the rest is cut.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -99,7 +99,7 @@ where
 }
 
 /// The header `grpc-timeout`: at most eight digits and a unit. What is not one is ignored.
-fn client_timeout(headers: &HeaderMap) -> Option<Duration> {
+pub(super) fn client_timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {

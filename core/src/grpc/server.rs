@@ -18,10 +18,12 @@ use super::{
     auth::Authenticator,
     core::{CoreService, FrameLimits},
     details::DetailsLayer,
+    generate::{Generate, GenerateLimits},
     limits::StreamsByUser,
     page::PageSizes,
 };
 use crate::{
+    generate::Generator,
     llm::registry::Models,
     metrics::Metrics,
     seal::KeyRing,
@@ -70,6 +72,8 @@ pub struct GrpcLimits {
     pub frames: FrameLimits,
     /// Sizes of pages.
     pub pages: PageSizes,
+    /// Limits of `Generate` streams.
+    pub generate: GenerateLimits,
 }
 
 impl GrpcLimits {
@@ -95,6 +99,8 @@ pub struct Services {
     pub rotation: Rotation,
     /// Models.
     pub models: Models,
+    /// Turns without a session.
+    pub generator: Generator,
     /// Tokens.
     pub verifier: Arc<Verifier>,
     /// For page tokens.
@@ -147,7 +153,7 @@ impl GrpcServer {
     /// What the transport says, or the reflection service of the descriptors.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> Result<(), ServeError> {
         let Self { services, health, tls } = self;
-        let Services { sessions, rotation, models, verifier, ring, limits, metrics, tasks, leaving } = services;
+        let Services { sessions, rotation, models, generator, verifier, ring, limits, metrics, tasks, leaving } = services;
         let authenticator = Authenticator::new(verifier);
         let core = CoreService {
             sessions,
@@ -161,6 +167,7 @@ impl GrpcServer {
             tasks,
             leaving,
             metrics: metrics.clone(),
+            generate: Generate::new(generator, limits.generate),
         };
         let core = ChatCoreServer::new(core).max_decoding_message_size(limits.message_bytes);
         let admin = ChatAdminServer::new(AdminService { authenticator, rotation })

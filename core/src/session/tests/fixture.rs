@@ -183,6 +183,7 @@ impl Core {
         let open = patiently(
             "open",
             self.sessions.attach(&sender, session, model, |created, done| Attach {
+                trace: None,
                 queue: queue.clone(),
                 sender: sender.clone(),
                 after_seq,

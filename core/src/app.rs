@@ -6,7 +6,10 @@ mod peers;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use chatbox_proto::token::Verifier;
+use chatbox_proto::{
+    spans::{Exporter, Tracer},
+    token::Verifier,
+};
 use tokio::{net::TcpListener, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -15,12 +18,12 @@ use self::{
     peers::Peers,
 };
 use crate::{
-    generate::Generator,
     bus::Bus,
     config::{Config, DrainConfig},
+    generate::Generator,
     grpc::{GrpcServer, Health, Services},
     keys,
-    llm::registry::Models,
+    llm::{observed::Observer, registry::Models},
     metrics::Metrics,
     operators,
     seal::{self, KeyRing},
@@ -50,6 +53,7 @@ pub struct App {
     verifier: Arc<Verifier>,
     register: Register,
     metrics: Metrics,
+    exporter: Option<Exporter>,
     streams: TaskTracker,
     leaving: CancellationToken,
     grpc: TcpListener,
@@ -119,7 +123,11 @@ impl App {
             }
         };
 
-        let metrics = Metrics::with_models(models.clone());
+        let (tracer, exporter) =
+            Tracer::new(&config.telemetry, "chatbox-core").map_err(|error| anyhow::anyhow!(error))?;
+        let metrics = Metrics::with_models(models.clone(), &tracer);
+        let observer: Arc<dyn Observer> = Arc::new(metrics.clone());
+        let models = models.observed(&observer, &tracer);
         let (streams, leaving) = (TaskTracker::new(), CancellationToken::new());
         let directory = Directory::new(Parts {
             store: store.clone(),
@@ -142,6 +150,7 @@ impl App {
             ring,
             limits: grpc_limits(&config),
             metrics: metrics.clone(),
+            tracer,
             tasks: streams.clone(),
             leaving: leaving.clone(),
         };
@@ -156,6 +165,7 @@ impl App {
             verifier,
             register,
             metrics,
+            exporter,
             streams,
             leaving,
             grpc,
@@ -192,6 +202,7 @@ impl App {
             verifier,
             register,
             metrics,
+            exporter,
             streams,
             leaving,
             grpc,
@@ -213,6 +224,10 @@ impl App {
         if let Some(listener) = operators {
             let serve = operators::serve(listener, metrics.clone(), ready.clone(), stop.clone());
             background.spawn(serve);
+        }
+        if let Some(exporter) = exporter {
+            // What is left when everything else has ended is sent, too.
+            background.spawn(exporter.run(stop.clone().cancelled_owned()));
         }
         background.spawn(directory.clone().run(stop.clone()));
         let entry = register.clone();

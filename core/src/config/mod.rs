@@ -16,6 +16,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use chatbox_proto::{
     settings::{self, Mistakes, Profile, ReadFile, Vars},
+    spans::TelemetryConfig,
     token::{Secret, TokenConfig},
 };
 use serde::{Deserialize, Serialize};
@@ -66,6 +67,8 @@ pub struct Config {
     pub generate: GenerateConfig,
     /// How the process leaves.
     pub drain: DrainConfig,
+    /// Spans for a collector.
+    pub telemetry: TelemetryConfig,
     /// What is logged.
     pub log: LogConfig,
 }
@@ -88,6 +91,7 @@ impl Default for Config {
             limits: LimitsConfig::default(),
             generate: GenerateConfig::default(),
             drain: DrainConfig::default(),
+            telemetry: TelemetryConfig::default(),
             log: LogConfig::default(),
         }
     }

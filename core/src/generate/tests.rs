@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use futures_util::stream;
 
 use super::*;
-use crate::llm::{ModelInfo, Provider, PromptRole};
+use crate::llm::{ModelInfo, PromptRole, Provider};
 
 /// Answers with these chunks, then hangs, or panics where it is told to.
 #[derive(Debug, Clone)]

@@ -395,7 +395,8 @@ const SHUTTING_DOWN: &str = "SHUTTING_DOWN";
 const RETRY: Duration = Duration::from_millis(500);
 
 fn leaving() -> Failure {
-    Failure::new(ErrorCode::Unavailable, SHUTTING_DOWN, "this server is leaving; open another stream").retry_after(RETRY)
+    Failure::new(ErrorCode::Unavailable, SHUTTING_DOWN, "this server is leaving; open another stream")
+        .retry_after(RETRY)
 }
 
 fn frame_too_big() -> Failure {

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use chatbox_proto::{
     FILE_DESCRIPTOR_SET,
+    spans::Tracer,
     token::Verifier,
     v1::{admin::chat_admin_server::ChatAdminServer, core::chat_core_server::ChatCoreServer},
 };
@@ -109,6 +110,8 @@ pub struct Services {
     pub limits: GrpcLimits,
     /// Figures.
     pub metrics: Metrics,
+    /// Spans.
+    pub tracer: Tracer,
     /// Where the tasks of streams are counted.
     pub tasks: TaskTracker,
     /// Cancelled when the server begins to leave.
@@ -153,7 +156,8 @@ impl GrpcServer {
     /// What the transport says, or the reflection service of the descriptors.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> Result<(), ServeError> {
         let Self { services, health, tls } = self;
-        let Services { sessions, rotation, models, generator, verifier, ring, limits, metrics, tasks, leaving } = services;
+        let Services { sessions, rotation, models, generator, verifier, ring, limits, metrics, tracer, tasks, leaving } =
+            services;
         let authenticator = Authenticator::new(verifier);
         let core = CoreService {
             sessions,
@@ -199,7 +203,7 @@ impl GrpcServer {
         let v1alpha = reflection().build_v1alpha()?;
         let incoming = connections(listener, limits.of_connections(), metrics.connections.clone());
         server
-            .layer(DetailsLayer { metrics, call_timeout: limits.call_timeout })
+            .layer(DetailsLayer { metrics, tracer, call_timeout: limits.call_timeout })
             .add_service(core)
             .add_service(admin)
             .add_service(health)

@@ -1,8 +1,11 @@
 //! The span of a call: its method, and the W3C trace context that came with it, so that one id finds what the edge and core
 //! have logged about one request.
 
-use chatbox_proto::trace::{TRACEPARENT, TraceContext};
-use http::HeaderMap;
+use chatbox_proto::{
+    spans::{Kind, Span as TracedSpan, Tracer},
+    trace::{TRACEPARENT, TraceContext},
+};
+use http::{HeaderMap, HeaderValue};
 use tracing::Span;
 
 /// The span of a call of `method`.
@@ -10,6 +13,20 @@ pub(super) fn span(method: &'static str, headers: &HeaderMap) -> Span {
     let span = tracing::info_span!("call", rpc.method = method, trace.id = tracing::field::Empty);
     if let Some(context) = context(headers) {
         span.record("trace.id", context.trace_id_hex());
+    }
+    span
+}
+
+/// The span that a collector is told of. From here on the call belongs to it, if it is one.
+pub(super) fn start(tracer: &Tracer, method: &'static str, headers: &mut HeaderMap) -> TracedSpan {
+    if !tracer.is_on() {
+        return tracer.start("", Kind::Server, None);
+    }
+    let mut span = tracer.start(method, Kind::Server, context(headers));
+    span.set("rpc.system", "grpc");
+    span.set("rpc.method", method);
+    if let Some(value) = span.context().and_then(|context| HeaderValue::try_from(context.to_string()).ok()) {
+        headers.insert(TRACEPARENT, value);
     }
     span
 }

@@ -44,7 +44,7 @@ pub(crate) fn prompt() -> Prompt {
         max_output_tokens: 4000,
         user_hash: "u-1".to_owned(),
         conversation: None,
-            ..Prompt::default()
+        ..Prompt::default()
     }
 }
 

@@ -4,7 +4,7 @@
 //! timeouts between chunks, retries before the first token and the total limit are the same for all and live in
 //! `guard`. The end of the stream without [`Chunk::Finished`] is an error: a truncated answer must never look complete.
 //!
-//! From a model down to the wire: `route` (the model, then its fallbacks) → `upstream` (one configured provider: `breaker`
+//! From a model down to the wire: `observed` (figures and spans) → `route` (the model, then its fallbacks) → `upstream` (one configured provider: `breaker`
 //! and `queue`) → `guard` (limits, retries) → a dialect (`openai`, `anthropic`, `dify`, `demo`) → `stream` and `http`.
 
 pub mod anthropic;
@@ -13,6 +13,7 @@ pub mod demo;
 pub mod dify;
 pub mod guard;
 pub mod http;
+pub mod observed;
 pub mod openai;
 pub mod queue;
 pub mod registry;

@@ -122,7 +122,10 @@ mod tests {
             assert_eq!(field(check(wire)), "start.parameters.temperature", "{bad}");
         }
         for bad in [0.0, -1.0, 1.1, f32::NAN] {
-            assert_eq!(field(check(Parameters { top_p: Some(bad), ..Parameters::default() })), "start.parameters.top_p");
+            assert_eq!(
+                field(check(Parameters { top_p: Some(bad), ..Parameters::default() })),
+                "start.parameters.top_p"
+            );
         }
         for bad in [vec![String::new()], vec!["x".repeat(65)], vec!["x".to_owned(); 5]] {
             assert_eq!(field(check(Parameters { stop: bad, ..Parameters::default() })), "start.parameters.stop");

@@ -208,10 +208,11 @@ mod tests {
 
     #[test]
     fn a_reader_that_is_too_slow_gets_a_failure_and_nothing_is_kept() {
-        for fill in [
-            &(|outbox: &Outbox| (0..5).for_each(|_| outbox.push("1", started()))) as &dyn Fn(&Outbox),
-            &|outbox| (0..101).for_each(|_| outbox.push("1", delta("0123456789"))),
-        ] {
+        for fill in
+            [&(|outbox: &Outbox| (0..5).for_each(|_| outbox.push("1", started()))) as &dyn Fn(&Outbox), &|outbox| {
+                (0..101).for_each(|_| outbox.push("1", delta("0123456789")))
+            }]
+        {
             let (outbox, mut stream) = Outbox::new(LIMITS);
             fill(&outbox);
             assert!(outbox.is_closed() && outbox.wait_closed().now_or_never().is_some());

@@ -201,7 +201,10 @@ mod tests {
         let stop = StopStrings(vec!["END".to_owned()]);
         prompt.sampling = Sampling { temperature: Some(0.5), top_p: Some(0.25), stop };
         let body = body(&prompt);
-        assert_eq!((&body["temperature"], &body["top_p"], &body["stop_sequences"]), (&json!(0.5), &json!(0.25), &json!(["END"])));
+        assert_eq!(
+            (&body["temperature"], &body["top_p"], &body["stop_sequences"]),
+            (&json!(0.5), &json!(0.25), &json!(["END"]))
+        );
         prompt.sampling.temperature = Some(1.5);
         assert!(matches!(Request::new(&prompt, true), Err(ProviderError::Prompt(_))));
     }

@@ -80,7 +80,11 @@ pub(super) fn server_tls(config: &Config) -> anyhow::Result<Option<ServerTlsConf
 }
 
 fn queue_limits(config: &Config) -> QueueLimits {
-    QueueLimits { events: config.session.queue_events, bytes: config.session.queue_bytes.as_usize() }
+    QueueLimits {
+        events: config.session.queue_events,
+        bytes: config.session.queue_bytes.as_usize(),
+        merge: config.limits.merge_deltas,
+    }
 }
 
 pub(super) fn session_limits(config: &Config) -> SessionLimits {

@@ -160,6 +160,7 @@ impl Config {
         times(
             &[
                 ("limits.handshake_timeout", limits.handshake_timeout, ms(100), MINUTE),
+                ("limits.merge_deltas", limits.merge_deltas, Duration::ZERO, ms(100)),
                 ("limits.keepalive", limits.keepalive, ms(1_000), 10 * MINUTE),
             ],
             mistakes,

@@ -103,6 +103,7 @@ fn every_bad_value_is_named() {
         ("SESSION_MAX_PAGE_SIZE", "49"),
         ("SESSION_HEARTBEAT", "0s"),
         ("LIMITS_STREAMS_PER_CONNECTION", "100"),
+        ("LIMITS_MERGE_DELTAS", "1s"),
         ("LIMITS_CONNECTIONS", "0"),
         ("LIMITS_REQUEST_BYTES", "1GiB"),
         ("LIMITS_HEADER_BYTES", "1KiB"),

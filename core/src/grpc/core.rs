@@ -95,7 +95,7 @@ impl ChatCore for CoreService {
         // Held by the answer too: one that nobody reads is still a stream, also after its task has ended.
         let permit = Arc::new(self.streams.enter(&caller.user_id)?);
         let answer_permit = permit.clone();
-        let trace = trace::context(request.metadata().as_ref());
+        let trace = trace::context_or_new(request.metadata().as_ref());
         let connection = Box::new(Connection::new(self, identity, caller, queue, trace));
         let gauge = self.metrics.subscribers.clone();
         let frames = request.into_inner();
@@ -121,7 +121,7 @@ impl ChatCore for CoreService {
         let (metadata, _, frames) = request.into_parts();
         let headers = metadata.into_headers();
         let call = Call {
-            trace: trace::context(&headers),
+            trace: trace::context_or_new(&headers),
             deadline: client_timeout(&headers).and_then(|wanted| arrived.checked_add(wanted)),
             identity,
         };

@@ -37,6 +37,11 @@ pub(super) fn context(headers: &HeaderMap) -> Option<TraceContext> {
     TraceContext::parse(headers.get(TRACEPARENT)?.to_str().ok()?)
 }
 
+/// The same, or a new trace: the provider can always be asked about a call by its id.
+pub(super) fn context_or_new(headers: &HeaderMap) -> Option<TraceContext> {
+    Some(context(headers).unwrap_or_else(|| TraceContext::random(false)))
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;

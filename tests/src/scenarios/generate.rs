@@ -37,6 +37,13 @@ pub(super) fn service(stack: &Stack, name: &str) -> Core {
     grpc::core(grpc::channel(stack.addresses().grpc).unwrap(), Some(&token)).unwrap()
 }
 
+/// A setup whose model `m` may take its time.
+pub(super) fn with_model(provider: &Provider) -> Setup {
+    let mut setup = Setup::new().unwrap();
+    add(&mut setup, patient(Dialect::OpenAi, provider, "m"), model("m"));
+    setup
+}
+
 fn seen(turn: &SeenTurn) -> (FinishReason, &str) {
     (turn.end.finish_reason(), turn.text.as_str())
 }
@@ -95,7 +102,7 @@ async fn turns_of_a_stream_share_a_conversation_and_say_what_they_used() {
 #[tokio::test]
 async fn a_cancel_and_a_client_that_leaves_close_the_request_upstream_within_a_second() {
     let provider = Provider::start().await.unwrap();
-    let stack = Stack::start(Setup::new().unwrap().with_models(&provider, &["m"])).await.unwrap();
+    let stack = Stack::start(with_model(&provider)).await.unwrap();
     let mut stream = Generation::open(service(&stack, "indexer")).await.unwrap();
     // Nothing runs: nothing happens.
     stream.cancel().await.unwrap();
@@ -198,7 +205,7 @@ async fn a_fallback_is_named_before_the_text_and_again_in_the_middle() {
 #[tokio::test]
 async fn the_deadline_of_the_call_ends_the_turn_at_the_provider_too() {
     let provider = Provider::start().await.unwrap();
-    let stack = Stack::start(Setup::new().unwrap().with_models(&provider, &["m"])).await.unwrap();
+    let stack = Stack::start(with_model(&provider)).await.unwrap();
     provider.always("m", Script::stream().delta("slow").hang());
     let deadline = Some(Duration::from_secs(2));
     let mut stream = Generation::open_with(service(&stack, "indexer"), MetadataMap::new(), deadline).await.unwrap();
@@ -260,7 +267,7 @@ async fn only_services_with_the_scope_may_generate_and_only_models_for_them() {
 async fn a_core_that_leaves_lets_the_turn_finish_and_cuts_it_after_the_grace() {
     for grace in [LIMIT, Duration::from_millis(300)] {
         let provider = Provider::start().await.unwrap();
-        let mut setup = Setup::new().unwrap().with_models(&provider, &["m"]);
+        let mut setup = with_model(&provider);
         (setup.core.drain.grace, setup.core.drain.deadline) = (grace, 2 * LIMIT);
         let mut stack = Stack::start(setup).await.unwrap();
         let mut stream = Generation::open(service(&stack, "indexer")).await.unwrap();

@@ -9,7 +9,7 @@ use chatbox_proto::v1::{
 use prost::Message as _;
 use tonic::Code;
 
-use super::generate::service;
+use super::generate::{service, with_model};
 use crate::harness::{
     contract::error_info,
     generate::{Generation, start},
@@ -70,7 +70,7 @@ async fn a_bad_frame_gets_one_error_that_names_the_field_and_the_stream_lives() 
 #[tokio::test]
 async fn starts_wait_in_turn_up_to_a_bound_and_half_close_waits_for_all_of_them() {
     let provider = Provider::start().await.unwrap();
-    let stack = Stack::start(Setup::new().unwrap().with_models(&provider, &["m"])).await.unwrap();
+    let stack = Stack::start(with_model(&provider)).await.unwrap();
     let mut stream = Generation::open(service(&stack, "indexer")).await.unwrap();
     provider.script("m", Script::stream().delta("x").hang());
     stream.ask("0", "m", "x").await.unwrap();
@@ -146,7 +146,7 @@ async fn conversations_turns_frames_and_streams_have_an_end_that_is_named() {
 #[tokio::test]
 async fn a_service_that_does_not_read_loses_its_stream_and_frees_the_provider() {
     let provider = Provider::start().await.unwrap();
-    let setup = Setup::new().unwrap().with_models(&provider, &["m"]).with(|setup| {
+    let setup = with_model(&provider).with(|setup| {
         setup.core.session.queue_bytes = "64KiB".parse().unwrap();
     });
     let stack = Stack::start(setup).await.unwrap();

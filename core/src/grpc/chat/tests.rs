@@ -60,7 +60,7 @@ fn service(core: &Core) -> (CoreService, String) {
         models: core.models.clone(),
         authenticator: Authenticator::new(Arc::new(Verifier::new(&config, None).unwrap())),
         sealer: Arc::new(KeyRing::from_config("k", [("k", key.as_str())]).unwrap().page_token_sealer()),
-        queue: QueueLimits { events: 256, bytes: 1 << 20 },
+        queue: QueueLimits { events: 256, bytes: 1 << 20, merge: std::time::Duration::ZERO },
         limits: FrameLimits {
             frame_bytes: 64 * 1024,
             text_bytes: 32 * 1024,

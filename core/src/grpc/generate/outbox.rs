@@ -178,7 +178,7 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: QueueLimits = QueueLimits { events: 4, bytes: 1_000 };
+    const LIMITS: QueueLimits = QueueLimits { events: 4, bytes: 1_000, merge: std::time::Duration::ZERO };
 
     fn delta(text: &str) -> response::Event {
         response::Event::Delta(response::Delta { text: text.to_owned() })

@@ -230,8 +230,8 @@ mod tests {
         if let Ok(stream) = observed.generate(Prompt::default()).await {
             let _ = stream.take(read).collect::<Vec<_>>().await;
         }
-        let told = notes.0.lock().unwrap().clone();
-        told
+        let told = notes.0.lock().unwrap();
+        told.clone()
     }
 
     #[tokio::test]

@@ -7,22 +7,24 @@ mod watch;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use chatbox_proto::token::Verifier;
+use chatbox_proto::{
+    spans::{Exporter, Tracer},
+    token::Verifier,
+};
 use tokio::{net::TcpListener, sync::watch as channel, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     configured::{grpc_limits, listen, listen_operators, open_store, server_tls, session_limits},
     peers::Peers,
-    watch::Watch,
 };
 use crate::{
     bus::Bus,
     config::{Config, DrainConfig},
-    domain::time::Timestamp,
+    generate::Generator,
     grpc::{GrpcServer, Health, Services},
     keys,
-    llm::registry::Models,
+    llm::{observed::Observer, registry::Models},
     metrics::Metrics,
     operators,
     seal::{self, KeyRing},
@@ -51,12 +53,14 @@ pub struct App {
     store: Arc<dyn SessionStore>,
     peers: Peers,
     directory: Directory,
+    generator: Generator,
     server: GrpcServer,
     verifier: Arc<Verifier>,
     register: Register,
     alerts: Alerts,
     models: Models,
     metrics: Metrics,
+    exporter: Option<Exporter>,
     streams: TaskTracker,
     leaving: CancellationToken,
     grpc: TcpListener,
@@ -127,7 +131,11 @@ impl App {
             }
         };
 
-        let metrics = Metrics::with_models(models.clone());
+        let (tracer, exporter) =
+            Tracer::new(&config.telemetry, "chatbox-core").map_err(|error| anyhow::anyhow!(error))?;
+        let metrics = Metrics::with_models(models.clone(), &tracer);
+        let observer: Arc<dyn Observer> = Arc::new(metrics.clone());
+        let models = models.observed(&observer, &tracer);
         let (streams, leaving) = (TaskTracker::new(), CancellationToken::new());
         let directory = Directory::new(Parts {
             store: store.clone(),
@@ -142,14 +150,17 @@ impl App {
         let rules = config.alerts.build().map_err(anyhow::Error::msg)?;
         let alerts = Alerts::new(outbox, Arc::new(directory.clone()), rules, call, metrics.clone());
         let register = Register::new(store.clone(), directory.boot_id(), &ring, CORE_LAPSE, call);
+        let generator = Generator::new(models.clone());
         let services = Services {
             sessions: Sessions::new(directory.clone()),
             rotation: Rotation::new(store.clone(), ring.clone(), register.clone(), call),
             models: models.clone(),
+            generator: generator.clone(),
             verifier: verifier.clone(),
             ring,
             limits: grpc_limits(&config),
             metrics: metrics.clone(),
+            tracer,
             tasks: streams.clone(),
             leaving: leaving.clone(),
         };
@@ -159,12 +170,14 @@ impl App {
             store,
             peers,
             directory,
+            generator,
             server,
             verifier,
             register,
             alerts,
             models,
             metrics,
+            exporter,
             streams,
             leaving,
             grpc,
@@ -196,12 +209,14 @@ impl App {
             store,
             peers,
             directory,
+            generator,
             server,
             verifier,
             register,
             alerts,
             models,
             metrics,
+            exporter,
             streams,
             leaving,
             grpc,
@@ -224,21 +239,17 @@ impl App {
             let serve = operators::serve(listener, metrics.clone(), ready.clone(), stop.clone());
             background.spawn(serve);
         }
+        if let Some(exporter) = exporter {
+            // What is left when everything else has ended is sent, too.
+            background.spawn(exporter.run(stop.clone().cancelled_owned()));
+        }
         background.spawn(directory.clone().run(stop.clone()));
         let entry = register.clone();
         background.spawn(until(stop.clone(), async move { entry.keep().await }));
         background.spawn(until(stop.clone(), async move { verifier.keep_fresh().await }));
-        let (tell_stored, stored) = channel::channel(true);
-        let starts =
-            Starts::new(store.clone(), Timestamp::now(), config.alerts.crash_window, config.store.call_timeout);
-        // Operators' alerts end with the readiness, deliveries with the store: what is not delivered by then stays in it.
-        let watch = Watch::new(alerts.clone(), models, metrics.clone(), starts.clone(), stored, config.alerts.clone());
-        background.spawn(until(leaving.clone(), watch.run()));
-        if !config.alerts.rules.is_empty() {
-            background.spawn(until(leaving.clone(), async move { alerts.run().await }));
-        }
+        let (starts, stored) = watch::start(alerts, models, &metrics, &store, &config, &leaving, &background);
         let probe = Probe {
-            stored: tell_stored,
+            stored,
             store: store.clone(),
             bus: peers.bus.clone(),
             health: health.clone(),
@@ -267,6 +278,7 @@ impl App {
             store,
             peers,
             directory,
+            generator,
             register,
             starts,
             metrics,
@@ -288,6 +300,7 @@ struct Leaving {
     store: Arc<dyn SessionStore>,
     peers: Peers,
     directory: Directory,
+    generator: Generator,
     register: Register,
     starts: Starts,
     metrics: Metrics,
@@ -306,6 +319,7 @@ impl Leaving {
             store,
             peers,
             directory,
+            generator,
             register,
             starts,
             metrics,
@@ -320,7 +334,7 @@ impl Leaving {
         // The phases of the way out. One deadline bounds them all; whoever does not make it is cut by the runtime's end.
         // 1. Readiness goes down, and load balancers get time to notice.
         // 2. No connection is accepted any more; every stream is told `going_away`.
-        // 3. Running replies may finish within the grace.
+        // 3. Running replies, and the turns of services, may finish within the grace.
         // 4. The rest is cut as INTERRUPTED, and written.
         // 5. The bus is closed, so that the last entries reach the other cores; then the store.
         // 6. Listeners and background tasks end.
@@ -333,10 +347,12 @@ impl Leaving {
         tokio::time::sleep_until((Instant::now() + drain.notice).min(deadline)).await;
         stop_accepting.cancel();
         directory.start_draining();
-        let finished = tokio::time::timeout_at(grace.min(deadline), directory.drained()).await;
-        if finished.is_err() {
-            tracing::info!(tasks = directory.tasks_left(), "cutting the replies that still run");
+        let finished = async { tokio::join!(directory.drained(), generator.drained()) };
+        if tokio::time::timeout_at(grace.min(deadline), finished).await.is_err() {
+            let (tasks, turns) = (directory.tasks_left(), generator.running());
+            tracing::info!(tasks, turns, "cutting the replies and turns that still run");
             directory.cut();
+            generator.cut();
         }
         let rest = async {
             directory.drained().await;

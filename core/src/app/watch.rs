@@ -1,19 +1,21 @@
 //! What operators are told of: looked for once a second, and raised until the store has it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior, interval},
 };
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    config::AlertsConfig,
+    config::{AlertsConfig, Config},
     domain::time::Timestamp,
     llm::{breaker::Phase, registry::Models},
     metrics::Metrics,
     notify::AlertEvent,
     session::alerts::{Alerts, Occurrence, Starts},
+    store::SessionStore,
 };
 
 const LOOK: Duration = Duration::from_secs(1);
@@ -21,8 +23,33 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// Occurrences that wait for the store; there are few kinds, and one of each provider.
 const WAITING: usize = 64;
 
+/// Starts the watcher and the deliveries. Both end when the core begins to leave: what is not delivered by then stays in the
+/// outbox. Gives the starts, of which this one is to be taken out at the end, and the place where it is said whether the
+/// store answers.
+pub(super) fn start(
+    alerts: Alerts,
+    models: Models,
+    metrics: &Metrics,
+    store: &Arc<dyn SessionStore>,
+    config: &Config,
+    leaving: &CancellationToken,
+    background: &TaskTracker,
+) -> (Starts, watch::Sender<bool>) {
+    let (tell_stored, stored) = watch::channel(true);
+    let (window, call) = (config.alerts.crash_window, config.store.call_timeout);
+    let starts = Starts::new(store.clone(), Timestamp::now(), window, call);
+    let settings = config.alerts.clone();
+    let watch = Watch::new(alerts.clone(), models, metrics.clone(), starts.clone(), stored, settings);
+    background.spawn(leaving.clone().run_until_cancelled_owned(watch.run()));
+    if !config.alerts.rules.is_empty() {
+        let deliver = async move { alerts.run().await };
+        background.spawn(leaving.clone().run_until_cancelled_owned(deliver));
+    }
+    (starts, tell_stored)
+}
+
 /// The watcher of one core.
-pub(super) struct Watch {
+struct Watch {
     alerts: Alerts,
     models: Models,
     metrics: Metrics,
@@ -45,7 +72,7 @@ struct Outage {
 }
 
 impl Watch {
-    pub(super) fn new(
+    fn new(
         alerts: Alerts,
         models: Models,
         metrics: Metrics,
@@ -69,7 +96,7 @@ impl Watch {
     }
 
     /// Looks until dropped.
-    pub(super) async fn run(mut self) {
+    async fn run(mut self) {
         let mut entered = false;
         let mut ticks = interval(LOOK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

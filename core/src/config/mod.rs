@@ -17,6 +17,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use chatbox_proto::{
     settings::{self, Mistakes, Profile, ReadFile, Vars},
+    spans::TelemetryConfig,
     token::{Secret, TokenConfig},
 };
 use serde::{Deserialize, Serialize};
@@ -25,7 +26,7 @@ pub use alerts::{AlertsConfig, ChannelConfig, ChannelKind, RuleConfig, SecurityC
 pub use bus::BusConfig;
 pub use generation::{KeyPlace, OutputLimit, ProviderConfig, ProviderKind};
 pub use model::{ModelConfig, OnLoss};
-pub use server::{DrainConfig, LimitsConfig, LogConfig, LogFormat, TlsConfig};
+pub use server::{DrainConfig, GenerateConfig, LimitsConfig, LogConfig, LogFormat, TlsConfig};
 pub use session::SessionConfig;
 pub use storage::{KeyConfig, KeysConfig, StoreConfig, StoreTarget, StoreUrl};
 
@@ -66,8 +67,12 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// Who is told when something needs people.
     pub alerts: AlertsConfig,
+    /// `Generate` streams.
+    pub generate: GenerateConfig,
     /// How the process leaves.
     pub drain: DrainConfig,
+    /// Spans for a collector.
+    pub telemetry: TelemetryConfig,
     /// What is logged.
     pub log: LogConfig,
 }
@@ -89,7 +94,9 @@ impl Default for Config {
             session: SessionConfig::default(),
             limits: LimitsConfig::default(),
             alerts: AlertsConfig::default(),
+            generate: GenerateConfig::default(),
             drain: DrainConfig::default(),
+            telemetry: TelemetryConfig::default(),
             log: LogConfig::default(),
         }
     }

@@ -212,7 +212,10 @@ impl ChatCore for CoreService {
     }
 
     async fn delete_session(&self, request: Request<v1::DeleteSessionRequest>) -> Answer<v1::DeleteSessionResponse> {
-        self.not_yet(request.metadata()).await
+        let caller = self.caller(request.metadata()).await?;
+        let id = convert::session_id("session_id", &request.into_inner().session_id)?;
+        self.sessions.erase(&caller, id).await?;
+        Ok(Response::new(v1::DeleteSessionResponse {}))
     }
 
     async fn create_share(&self, request: Request<v1::CreateShareRequest>) -> Answer<v1::CreateShareResponse> {

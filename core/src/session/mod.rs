@@ -7,6 +7,7 @@
 mod context;
 mod cores;
 mod directory;
+mod erasure;
 mod error;
 pub mod event;
 mod history;

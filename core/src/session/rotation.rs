@@ -293,8 +293,7 @@ mod tests {
         let old = keys.ring("a");
         self_test(&old, &*store).await.unwrap();
         let ids = sessions(&store, &old, 3).await;
-        let wrapped = store.session(ids[0]).await.unwrap().unwrap().wrapped_key;
-        assert!(store.replace_wrapped_key(ids[0], wrapped, Vec::new()).await.unwrap());
+        assert!(store.erase_session(ids[0], 0).await.unwrap());
         let wrapped = store.session(ids[1]).await.unwrap().unwrap().wrapped_key;
         assert!(store.replace_wrapped_key(ids[1], wrapped, b"junk".to_vec()).await.unwrap());
         let failure = run(&rotation(&store, &keys.ring("b"))).await.unwrap_err();

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, process::Command, time::Duration};
 
 use chatbox_core::seal::KeyRing;
-use chatbox_proto::v1::{ListMessagesRequest, ListModelsRequest, chat_request::Open};
+use chatbox_proto::v1::{DeleteSessionRequest, ListMessagesRequest, ListModelsRequest, chat_request::Open};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
@@ -51,6 +51,13 @@ impl Installation {
 
     fn database(&self) -> PathBuf {
         self.folder.path().join("chatbox.db")
+    }
+
+    /// Whether these bytes are anywhere in the files of the database.
+    fn holds(&self, bytes: &[u8]) -> bool {
+        let ours = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("chatbox.db"));
+        let files = std::fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().path()).filter(ours);
+        files.map(|file| std::fs::read(file).unwrap()).any(|file| file.windows(bytes.len()).any(|part| part == bytes))
     }
 
     fn command(&self, program: &str) -> Command {
@@ -190,6 +197,40 @@ async fn verification_names_what_is_not_sealed_altered_moved_or_missing() {
         assert!(said.contains(&format!("session {}: {found}", sessions[session])), "{found}: {said}");
     }
     assert!(!said.contains(&sessions[4]), "{said}");
+}
+
+#[tokio::test]
+async fn of_an_erased_session_no_file_of_the_database_holds_the_key() {
+    let mut installation = Installation::new();
+    let core = installation.start(&[0]).await;
+    let (erased, kept) = (installation.talk("alice").await, installation.talk("bob").await);
+    stop(core).await;
+    let database = Connection::open(installation.database()).unwrap();
+    let key = |session: &str| -> Vec<u8> {
+        let sql = format!("SELECT wrapped_key FROM sessions WHERE id = x'{}'", session.replace('-', ""));
+        database.query_row(&sql, [], |row| row.get(0)).unwrap()
+    };
+    let (erased_key, kept_key) = (key(&erased), key(&kept));
+    drop(database);
+    assert!(installation.holds(&erased_key) && installation.holds(&kept_key));
+
+    let core = installation.start(&[0]).await;
+    let delete = DeleteSessionRequest { session_id: erased.clone() };
+    let mut mallory = installation.core("mallory");
+    assert_eq!(mallory.delete_session(delete.clone()).await.unwrap_err().code(), tonic::Code::NotFound);
+    let mut alice = installation.core("alice");
+    // Twice is once.
+    for _ in 0..2 {
+        alice.delete_session(delete.clone()).await.unwrap();
+    }
+    let list = ListMessagesRequest { session_id: erased, ..Default::default() };
+    assert_eq!(alice.list_messages(list).await.unwrap_err().code(), tonic::Code::NotFound);
+    assert_eq!(installation.history("bob", &kept).await.len(), 2);
+    stop(core).await;
+    assert!(!installation.holds(&erased_key), "the key is in a file of the database");
+    assert!(installation.holds(&kept_key));
+    let (fine, said) = installation.verify(&[0]);
+    assert!(fine && said.contains("2 sessions (1 erased)") && said.contains(" 0 findings"), "{said}");
 }
 
 async fn stop(mut core: Process) {

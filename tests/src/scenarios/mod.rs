@@ -13,6 +13,7 @@ mod edge_drain;
 mod edge_panics;
 mod edge_reopen;
 mod edge_rivals;
+mod erasure;
 mod errors;
 mod expiry;
 mod foreign_clients;

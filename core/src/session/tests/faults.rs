@@ -156,6 +156,8 @@ pass! {
     unfinished_sessions(after: Option<SessionId>, limit: u32) -> Vec<(SessionId, u64)>;
     reply_rows(after: Option<MessageId>, limit: u32) -> Vec<ReplyLease>;
     replace_wrapped_key(session_id: SessionId, expected: Vec<u8>, new: Vec<u8>) -> bool;
+    erase_session(session_id: SessionId, fence: u64) -> bool;
+    remove_reply(message_id: MessageId) -> ();
     wrapped_keys(after: Option<SessionId>, limit: u32) -> Vec<(SessionId, Vec<u8>)>;
     replace_installation_value(name: &str, expected: Vec<u8>, new: Vec<u8>) -> bool;
     reply_row(session_id: SessionId) -> Option<ReplyRow>;

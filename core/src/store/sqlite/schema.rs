@@ -11,7 +11,7 @@ use crate::store::{StoreError, StoreErrorKind};
 const APPLICATION_ID: i32 = 0x4368_4278;
 
 /// One step per version; the file's `user_version` counts those that were applied. Steps are never edited, only added.
-const STEPS: [&str; 1] = [
+const STEPS: [&str; 2] = [
     // Tables with large values keep their row id, and with it 4 KiB of a row in its page; the others are their own index.
     // In `log` the append's id stands before the entries, so that looking for it never reads them.
     "CREATE TABLE sessions (
@@ -79,6 +79,9 @@ const STEPS: [&str; 1] = [
         times INTEGER NOT NULL
     ) STRICT;
     INSERT INTO settled VALUES (1, 0);",
+    // Erased sessions have no key and are in no list.
+    "DROP INDEX sessions_by_activity;
+    CREATE INDEX sessions_by_activity ON sessions (owner, ended, last_activity, id) WHERE length(wrapped_key) > 0;",
 ];
 
 /// When a commit reaches the disk.
@@ -141,6 +144,9 @@ fn prepare(db: &Connection, synchronous: Synchronous, max_bytes: Option<u64>) ->
         Synchronous::Off => "OFF",
     };
     db.pragma_update(None, "synchronous", level)?;
+    // What is replaced or removed is overwritten with zeros where that takes no further writes: a destroyed key is in the
+    // row's own page.
+    db.pragma_update_and_check(None, "secure_delete", "FAST", |_| Ok(()))?;
     // The writer checkpoints by itself, after it has answered.
     db.pragma_update(None, "wal_autocheckpoint", 0)?;
     db.pragma_update(None, "journal_size_limit", super::writer::WAL_KEPT_BYTES)?;

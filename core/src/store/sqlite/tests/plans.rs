@@ -33,6 +33,7 @@ async fn every_query_is_answered_from_an_index() {
         sessions::REPLACE_OLDER,
         sessions::REPLACE_EXPECTED,
         sessions::FREE_SLOT,
+        sessions::ERASE,
         log::EXISTS,
         log::HEAD,
         log::FIND_APPEND,
@@ -43,8 +44,10 @@ async fn every_query_is_answered_from_an_index() {
         replies::LEASES,
         replies::RENEW,
         replies::REMOVE,
+        replies::REMOVE_ALL,
         marks::MARK,
         marks::MARKS,
+        marks::REMOVE_ALL,
         marks::VALUE,
         marks::REPLACE_VALUE,
     ] {

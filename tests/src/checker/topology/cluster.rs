@@ -5,6 +5,7 @@ use std::{net::SocketAddr, process::Command, time::Duration};
 use anyhow::{Result, bail};
 use async_trait::async_trait;
 use chatbox_core::seal::KeyRing;
+use mongodb::bson::Document;
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
@@ -19,7 +20,7 @@ use crate::{
     checker::{
         faults::{Fault, Link, Menu},
         proof::Rules,
-        stored::Vault,
+        stored::{Vault, looked_until},
     },
     harness::{
         mongod::ReplicaSet,
@@ -143,6 +144,13 @@ impl Topology for Cluster {
     async fn ready(&mut self) -> Result<()> {
         self.set.settled().await?;
         self.fleet.ready().await
+    }
+
+    async fn at_rest(&mut self, patience: Duration) -> Result<bool> {
+        let database = mongodb::Client::with_uri_str(self.set.uri(DATABASE)).await?.database(DATABASE);
+        let rows = database.collection::<Document>("replies");
+        let none = async || rows.count_documents(Document::new()).await.is_ok_and(|rows| rows == 0);
+        Ok(looked_until(patience, none).await)
     }
 
     async fn close(self: Box<Self>) -> Result<Vault> {

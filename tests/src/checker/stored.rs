@@ -107,7 +107,7 @@ pub async fn quiet(doors: &Doors, users: impl Iterator<Item = String>, limit: Du
     missing
 }
 
-pub(super) async fn looked_until(limit: Duration, mut look: impl AsyncFnMut() -> bool) -> bool {
+async fn looked_until(limit: Duration, mut look: impl AsyncFnMut() -> bool) -> bool {
     let deadline = tokio::time::Instant::now() + limit;
     loop {
         if look().await {

@@ -304,7 +304,7 @@ async fn an_end_whose_other_core_does_not_answer_keeps_what_is_known_and_says_th
 async fn an_end_through_another_core_is_one_end_also_of_the_reply_that_begins_in_between() {
     let cluster = Cluster::new();
     let (one, two) = (cluster.core().await, cluster.core().await);
-    let (mut first, mut second, id) = both(&one, &two).await;
+    let (first, mut second, id) = both(&one, &two).await;
     first.post("", first.message("m1", "hello")).await;
     let turn = one.core.turn().await;
     turn.say("one").await;

@@ -20,7 +20,7 @@ use crate::{
     checker::{
         faults::{Fault, Link, Menu},
         proof::Rules,
-        stored::{Vault, looked_until},
+        stored::Vault,
     },
     harness::{
         mongod::ReplicaSet,
@@ -149,8 +149,8 @@ impl Topology for Cluster {
     async fn at_rest(&mut self, patience: Duration) -> Result<bool> {
         let database = mongodb::Client::with_uri_str(self.set.uri(DATABASE)).await?.database(DATABASE);
         let rows = database.collection::<Document>("replies");
-        let none = async || rows.count_documents(Document::new()).await.is_ok_and(|rows| rows == 0);
-        Ok(looked_until(patience, none).await)
+        let none = || async { rows.count_documents(Document::new()).await.ok().filter(|rows| *rows == 0) };
+        Ok(wait_for("no row of a reply is left", patience, none).await.is_ok())
     }
 
     async fn close(self: Box<Self>) -> Result<Vault> {

@@ -39,7 +39,7 @@ async fn sixty_four_stops_wait_for_the_end_of_a_reply_and_the_next_is_refused() 
     let (core, faults) = faulty().await;
     let mut client = core.open("alice").await;
     opened(&mut client).await;
-    client.send("m1", "hello").await;
+    client.post("", client.message("m1", "hello")).await;
     let _turn = core.turn().await;
     let reply: MessageId = client.started().await.message_id.parse().unwrap();
     // Its end cannot be written yet.

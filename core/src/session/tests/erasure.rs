@@ -81,7 +81,7 @@ async fn wait_destroyed(core: &Core, id: SessionId) {
 
 #[tokio::test(start_paused = true)]
 async fn an_erased_session_is_unknown_to_all_calls_and_leaves_its_owner_room_for_another() {
-    let core = Core::start().await;
+    let (core, _faults) = faulty().await;
     let (mut client, id) = talked(&core, "alice").await;
     client.frame(crate::session::Frame::Read(3)).await.unwrap();
     for stranger in ["mallory", ""] {
@@ -113,7 +113,7 @@ async fn an_erased_session_is_unknown_to_all_calls_and_leaves_its_owner_room_for
 
 #[tokio::test(start_paused = true)]
 async fn the_reply_that_runs_and_what_waits_end_with_the_session() {
-    let core = Core::start().await;
+    let (core, _faults) = faulty().await;
     let mut client = core.open("alice").await;
     let id: SessionId = client.opened().await.session.unwrap().session_id.parse().unwrap();
     client.send("m1", "one").await;
@@ -138,7 +138,7 @@ async fn the_reply_that_runs_and_what_waits_end_with_the_session() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_made_an_erased_session_does_not_make_it_again() {
-    let core = Core::start().await;
+    let (core, _faults) = faulty().await;
     let made = core.sessions.create("alice", "led", "r1").await.unwrap();
     let id: SessionId = made.session_id.parse().unwrap();
     core.sessions.erase(&sender("alice"), id).await.unwrap();
@@ -150,7 +150,7 @@ async fn a_call_that_made_an_erased_session_does_not_make_it_again() {
 
 #[tokio::test(start_paused = true)]
 async fn all_sessions_of_a_user_are_erased_and_nobody_elses() {
-    let core = Core::start().await;
+    let (core, _faults) = faulty().await;
     let mut ids = Vec::new();
     for _ in 0..3 {
         let made = core.sessions.create("alice", "led", "").await.unwrap();

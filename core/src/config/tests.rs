@@ -159,7 +159,11 @@ fn every_bad_value_of_a_provider_or_a_model_is_named() {
 fn every_bad_value_of_the_bus_is_named() {
     let nats = |name: &str, value: &str| {
         let name = format!("CHATBOX_CORE_{name}");
-        let url = if name.ends_with("BUS_URL") { ("CHATBOX_PROFILE", "dev") } else { ("CHATBOX_CORE_BUS_URL", "tls://nats.test") };
+        let url = if name.ends_with("BUS_URL") {
+            ("CHATBOX_PROFILE", "dev")
+        } else {
+            ("CHATBOX_CORE_BUS_URL", "tls://nats.test")
+        };
         load(&good(), &[("CHATBOX_PROFILE", "dev"), url, (name.as_str(), value)]).expect_err(value)
     };
     for (name, value, named) in [
@@ -178,7 +182,8 @@ fn every_bad_value_of_the_bus_is_named() {
         assert_eq!(mistakes.len(), 1, "{name}={value}: {mistakes:?}");
         assert!(mistakes[0].contains(named) && !mistakes[0].contains("secret-of-the-bus"), "{mistakes:?}");
     }
-    let plain = [("CHATBOX_PROFILE", "dev"), ("CHATBOX_CORE_BUS_URL", "nats://n"), ("CHATBOX_CORE_BUS_CA_FILE", "ca.pem")];
+    let plain =
+        [("CHATBOX_PROFILE", "dev"), ("CHATBOX_CORE_BUS_URL", "nats://n"), ("CHATBOX_CORE_BUS_CA_FILE", "ca.pem")];
     let mistakes = load(&good(), &plain).expect_err("certificates without TLS");
     assert!(matches!(&mistakes[..], [mistake] if mistake.starts_with("bus.ca_file")), "{mistakes:?}");
     let alone = [("CHATBOX_CORE_BUS_TOKEN", "secret-of-the-bus")];

@@ -55,7 +55,8 @@ impl Installation {
 
     /// Whether these bytes are anywhere in the files of the database.
     fn holds(&self, bytes: &[u8]) -> bool {
-        let ours = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("chatbox.db"));
+        let ours =
+            |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("chatbox.db"));
         let files = std::fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().path()).filter(ours);
         files.map(|file| std::fs::read(file).unwrap()).any(|file| file.windows(bytes.len()).any(|part| part == bytes))
     }

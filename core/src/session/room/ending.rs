@@ -43,8 +43,7 @@ async fn ask_to_end(log: SessionLog, link: Link, reply: MessageId, head: u64) ->
     if let Some(left) = ask_to_stop(log.clone(), link, reply).await {
         return Outcome::Asked(Asked { reply, tail: Vec::new(), left: Some(left) });
     }
-    let ended =
-        |entry: &Entry| matches!(&entry.fact.kind, EntryKind::ReplyFinished(finished) if finished.id == reply);
+    let ended = |entry: &Entry| matches!(&entry.fact.kind, EntryKind::ReplyFinished(finished) if finished.id == reply);
     let until = Instant::now() + ENDS;
     loop {
         match read_tail(&log, head).await {

@@ -291,7 +291,8 @@ impl Room {
             && self.reply.is_none()
             && !self.remote.as_ref().is_some_and(RemoteReply::needs_care)
             && (!self.state.needs_reply() || self.is_leaving());
-        let lingered = self.is_leaving() || self.state.erased || self.empty_since.is_some_and(|since| since.elapsed() >= LINGER);
+        let lingered =
+            self.is_leaving() || self.state.erased || self.empty_since.is_some_and(|since| since.elapsed() >= LINGER);
         quiet && lingered && self.commands.is_empty()
     }
 

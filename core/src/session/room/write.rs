@@ -208,9 +208,7 @@ impl Room {
                 // What its core has shown since cannot be known: this is no stop whose text is all that was streamed.
                 decide::finish_reply(state, *id, remote.ending(FinishReason::Interrupted), reply)
             }
-            Op::End { by, reason } => {
-                decide::end(state, Some(by.clone()), *reason, || self.cut_short(), next())
-            }
+            Op::End { by, reason } => decide::end(state, Some(by.clone()), *reason, || self.cut_short(), next()),
             Op::Erase { by } => decide::erase(state, by.clone(), || self.cut_short(), next()),
         }
     }

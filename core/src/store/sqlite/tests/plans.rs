@@ -60,6 +60,7 @@ async fn a_query_without_an_index_would_be_noticed() {
     let fixture = SqliteFixture::new();
     let db = Connection::open(fixture.path()).unwrap();
     assert_eq!(offences(&db, "SELECT id FROM sessions WHERE created_at = ?1"), ["SCAN sessions"]);
-    let sorted = "SELECT id FROM sessions WHERE owner = ?1 AND ended = ?2 AND length(wrapped_key) > 0 ORDER BY created_at";
+    let sorted =
+        "SELECT id FROM sessions WHERE owner = ?1 AND ended = ?2 AND length(wrapped_key) > 0 ORDER BY created_at";
     assert_eq!(offences(&db, sorted), ["USE TEMP B-TREE FOR ORDER BY"]);
 }

@@ -23,16 +23,11 @@ use crate::{
     metrics::Metrics,
     operators,
     seal::{self, KeyRing},
-    session::{
-        Directory, Parts, Sessions, register::Register, rotation::Rotation, verify::Verifier as PayloadVerifier,
-    },
+    session::{Directory, Parts, Sessions, rotation::Rotation, verify::Verifier as PayloadVerifier},
     store::SessionStore,
 };
 
 pub use crate::session::verify::{Finding, Verified};
-
-/// A core whose row in the register has not moved for this long is dead.
-const CORE_LAPSE: Duration = Duration::from_secs(10);
 
 /// How often the store is asked whether it serves.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
@@ -46,7 +41,6 @@ pub struct App {
     directory: Directory,
     server: GrpcServer,
     verifier: Arc<Verifier>,
-    register: Register,
     metrics: Metrics,
     streams: TaskTracker,
     leaving: CancellationToken,
@@ -105,9 +99,14 @@ impl App {
         };
         // The listeners last, so that a port that listens is a core that can serve.
         let bound = async {
-            let peers = Box::pin(Peers::join(&config, store.clone())).await?;
-            let grpc = listen("listen", config.listen)?;
-            anyhow::Ok((peers, grpc, listen_operators(&config)?))
+            let peers = Box::pin(Peers::join(&config, store.clone(), &ring)).await?;
+            match listen("listen", config.listen).and_then(|grpc| Ok((grpc, listen_operators(&config)?))) {
+                Ok((grpc, operators)) => anyhow::Ok((peers, grpc, operators)),
+                Err(error) => {
+                    peers.leave().await;
+                    Err(error)
+                }
+            }
         };
         let (peers, grpc, operators) = match bound.await {
             Ok(bound) => bound,
@@ -129,10 +128,9 @@ impl App {
             metrics: metrics.clone(),
         });
         let call = config.store.call_timeout;
-        let register = Register::new(store.clone(), directory.boot_id(), &ring, CORE_LAPSE, call);
         let services = Services {
             sessions: Sessions::new(directory.clone()),
-            rotation: Rotation::new(store.clone(), ring.clone(), register.clone(), call),
+            rotation: Rotation::new(store.clone(), ring.clone(), peers.register.clone(), call),
             models,
             verifier: verifier.clone(),
             ring,
@@ -142,20 +140,7 @@ impl App {
             leaving: leaving.clone(),
         };
         let server = GrpcServer::new(services, tls);
-        Ok(Self {
-            config,
-            store,
-            peers,
-            directory,
-            server,
-            verifier,
-            register,
-            metrics,
-            streams,
-            leaving,
-            grpc,
-            operators,
-        })
+        Ok(Self { config, store, peers, directory, server, verifier, metrics, streams, leaving, grpc, operators })
     }
 
     /// Where clients connect to.
@@ -177,20 +162,8 @@ impl App {
     /// # Errors
     /// When the server could not be started, or ended by itself.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self {
-            config,
-            store,
-            peers,
-            directory,
-            server,
-            verifier,
-            register,
-            metrics,
-            streams,
-            leaving,
-            grpc,
-            operators,
-        } = self;
+        let Self { config, store, peers, directory, server, verifier, metrics, streams, leaving, grpc, operators } =
+            self;
         let health = server.health();
         let (stop_accepting, stop) = (CancellationToken::new(), CancellationToken::new());
         // Dropping this future, rather than cancelling `shutdown`, leaves no task behind.
@@ -198,10 +171,6 @@ impl App {
             (leaving.clone().drop_guard(), stop_accepting.clone().drop_guard(), stop.clone().drop_guard());
         let ready = operators::Ready::default();
 
-        // Before the first session can be made here: whoever rotates keys has to know of this core.
-        if let Err(error) = register.renew().await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the register of cores could not be entered");
-        }
         let background = TaskTracker::new();
         let mut serving = background.spawn(server.serve(grpc, stop_accepting.clone()));
         if let Some(listener) = operators {
@@ -209,8 +178,6 @@ impl App {
             background.spawn(serve);
         }
         background.spawn(directory.clone().run(stop.clone()));
-        let entry = register.clone();
-        background.spawn(until(stop.clone(), async move { entry.keep().await }));
         background.spawn(until(stop.clone(), async move { verifier.keep_fresh().await }));
         let probe = Probe {
             store: store.clone(),
@@ -237,11 +204,14 @@ impl App {
             }
         }
 
+        // Nobody must take this core for dead while it leaves.
+        let (entry, entered) = (peers.register.clone(), CancellationToken::new());
+        background.spawn(until(entered.clone(), async move { entry.keep().await }));
         let leaving = Leaving {
             store,
             peers,
+            entered,
             directory,
-            register,
             metrics,
             streams,
             leaving,
@@ -260,8 +230,9 @@ impl App {
 struct Leaving {
     store: Arc<dyn SessionStore>,
     peers: Peers,
+    /// Ends the renewals of this core's row.
+    entered: CancellationToken,
     directory: Directory,
-    register: Register,
     metrics: Metrics,
     streams: TaskTracker,
     leaving: CancellationToken,
@@ -277,8 +248,8 @@ impl Leaving {
         let Self {
             store,
             peers,
+            entered,
             directory,
-            register,
             metrics,
             streams,
             leaving,
@@ -313,8 +284,7 @@ impl Leaving {
             directory.drained().await;
             streams.close();
             streams.wait().await;
-            // Its row would lapse all the same.
-            let _ = register.leave().await;
+            entered.cancel();
             peers.leave().await;
             store.close().await;
             stop.cancel();

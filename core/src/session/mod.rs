@@ -5,7 +5,6 @@
 //! knows of tonic, of SQL or of a provider's wire format.
 
 mod context;
-mod cores;
 mod directory;
 mod erasure;
 mod error;
@@ -25,7 +24,6 @@ pub(crate) mod tests;
 pub mod verify;
 
 pub use self::{
-    cores::{Company, Membership, Refused},
     directory::{Directory, Parts, Phase, SessionLimits},
     error::SessionError,
     room::{Attach, Frame, RoomHandle, SubscriberId},

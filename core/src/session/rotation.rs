@@ -204,7 +204,7 @@ mod tests {
     use crate::{
         domain::{session::SessionState, time::Timestamp},
         seal::self_test,
-        session::log,
+        session::{log, register::Company},
         store::{
             NewSession, SlotRule,
             sqlite::{SqliteOptions, SqliteStore},
@@ -236,7 +236,7 @@ mod tests {
 
     fn rotation(store: &Arc<dyn SessionStore>, ring: &Arc<KeyRing>) -> Rotation {
         let limit = Duration::from_secs(5);
-        let register = Register::new(store.clone(), [7; 16], ring, Duration::from_secs(10), limit);
+        let register = Register::new(store.clone(), [7; 16], Company::Together, ring, Duration::from_secs(10), limit);
         Rotation::new(store.clone(), ring.clone(), register, limit)
     }
 

@@ -8,10 +8,10 @@ use super::fault::Fault;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// Marks the file as ours (it spells `ChBx`), so that another program's database is never written to.
-const APPLICATION_ID: i32 = 0x4368_4278;
+pub(super) const APPLICATION_ID: i32 = 0x4368_4278;
 
 /// One step per version; the file's `user_version` counts those that were applied. Steps are never edited, only added.
-const STEPS: [&str; 2] = [
+pub(super) const STEPS: [&str; 2] = [
     // Tables with large values keep their row id, and with it 4 KiB of a row in its page; the others are their own index.
     // In `log` the append's id stands before the entries, so that looking for it never reads them.
     "CREATE TABLE sessions (

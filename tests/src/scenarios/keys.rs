@@ -7,15 +7,18 @@ use chatbox_proto::v1::{DeleteSessionRequest, ListMessagesRequest, ListModelsReq
 use rusqlite::Connection;
 use tempfile::TempDir;
 
-use crate::harness::{
-    client::{Addresses, Client, Transport},
-    grpc,
-    ports::free_port,
-    process::Process,
-    stack::SECRET,
-    token::{Minter, claims},
-    tools::binary,
-    wait::LIMIT,
+use crate::{
+    checker::faulty::{ABORT, Call, Failpoint, Side},
+    harness::{
+        client::{Addresses, Client, Transport},
+        grpc,
+        ports::free_port,
+        process::Process,
+        stack::SECRET,
+        token::{Minter, claims},
+        tools::binary,
+        wait::{LIMIT, wait_for},
+    },
 };
 
 /// A core on one file, started again and again with other rings.
@@ -68,9 +71,13 @@ impl Installation {
     }
 
     async fn start(&mut self, ring: &[usize]) -> Process {
+        self.start_as("chatbox-core", ring, &[]).await
+    }
+
+    async fn start_as(&mut self, program: &str, ring: &[usize], vars: &[(&str, String)]) -> Process {
         self.runs += 1;
-        let mut command = self.command("chatbox-core");
-        command.arg("--config").arg(self.settings(ring));
+        let mut command = self.command(program);
+        command.arg("--config").arg(self.settings(ring)).envs(vars.iter().map(|(name, value)| (name, value)));
         let log = self.folder.path().join(format!("{}.log", self.runs));
         let mut process = Process::start("chatbox-core", command, &log).unwrap();
         let core = self.core("alice");
@@ -232,6 +239,36 @@ async fn of_an_erased_session_no_file_of_the_database_holds_the_key() {
     assert!(installation.holds(&kept_key));
     let (fine, said) = installation.verify(&[0]);
     assert!(fine && said.contains("2 sessions (1 erased)") && said.contains(" 0 findings"), "{said}");
+}
+
+#[tokio::test]
+async fn a_core_that_dies_at_the_destruction_of_a_key_is_followed_by_one_that_completes_it() {
+    for side in Side::ALL {
+        let mut installation = Installation::new();
+        let failpoint = Failpoint { call: Call::EraseSession, side, nth: 1 };
+        let mut core = installation.start_as("faulty-core", &[0], &[(ABORT, failpoint.to_string())]).await;
+        let session_id = installation.talk("alice").await;
+        let delete = DeleteSessionRequest { session_id: session_id.clone() };
+        installation.core("alice").delete_session(delete.clone()).await.expect_err("it died");
+        core.wait_exit(LIMIT).await.unwrap();
+
+        let core = installation.start(&[0]).await;
+        // Nobody asks for the session.
+        let destroyed = || async {
+            let database = Connection::open(installation.database()).ok()?;
+            let erased = "SELECT count(*) FROM sessions WHERE length(wrapped_key) = 0";
+            let count: u32 = database.query_row(erased, [], |row| row.get(0)).ok()?;
+            (count == 1).then_some(())
+        };
+        wait_for("the destruction", LIMIT, destroyed).await.unwrap();
+        installation.core("alice").delete_session(delete).await.unwrap();
+        let list = ListMessagesRequest { session_id, ..Default::default() };
+        let answer = installation.core("alice").list_messages(list).await;
+        assert_eq!(answer.unwrap_err().code(), tonic::Code::NotFound);
+        stop(core).await;
+        let (fine, said) = installation.verify(&[0]);
+        assert!(fine && said.contains("1 sessions (1 erased)"), "{said}");
+    }
 }
 
 async fn stop(mut core: Process) {

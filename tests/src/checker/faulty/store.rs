@@ -266,7 +266,7 @@ impl SessionStore for FaultyStore {
     }
 
     async fn erase_session(&self, session_id: SessionId, fence: Seq) -> Result<bool, StoreError> {
-        self.inner.erase_session(session_id, fence).await
+        self.write(Call::EraseSession, self.inner.erase_session(session_id, fence)).await
     }
 
     async fn remove_reply(&self, message_id: MessageId) -> Result<(), StoreError> {

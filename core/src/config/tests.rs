@@ -176,7 +176,7 @@ fn every_bad_value_of_the_bus_is_named() {
         ("BUS_TOKEN_FILE", "no.token", "bus.token_file"),
         ("BUS_PASSWORD_FILE", "no.password", "bus.password_file"),
         ("BUS_CREDENTIALS_FILE", "no.creds", "bus.credentials_file"),
-        ("BUS_SUBJECT", "x", "bus.subject"),
+        ("BUS_SUBJECT", "x", "BUS_SUBJECT"),
     ] {
         let mistakes = nats(name, value);
         assert_eq!(mistakes.len(), 1, "{name}={value}: {mistakes:?}");

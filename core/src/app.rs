@@ -31,7 +31,6 @@ use crate::{
     session::{
         Directory, Parts, Sessions,
         alerts::{Alerts, Starts},
-        register::Register,
         rotation::Rotation,
         verify::Verifier as PayloadVerifier,
     },
@@ -39,9 +38,6 @@ use crate::{
 };
 
 pub use crate::session::verify::{Finding, Verified};
-
-/// A core whose row in the register has not moved for this long is dead.
-const CORE_LAPSE: Duration = Duration::from_secs(10);
 
 /// How often the store is asked whether it serves.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
@@ -56,7 +52,6 @@ pub struct App {
     generator: Generator,
     server: GrpcServer,
     verifier: Arc<Verifier>,
-    register: Register,
     alerts: Alerts,
     models: Models,
     metrics: Metrics,
@@ -119,9 +114,14 @@ impl App {
         };
         // The listeners last, so that a port that listens is a core that can serve.
         let bound = async {
-            let peers = Box::pin(Peers::join(&config, store.clone())).await?;
-            let grpc = listen("listen", config.listen)?;
-            anyhow::Ok((peers, grpc, listen_operators(&config)?))
+            let peers = Box::pin(Peers::join(&config, store.clone(), &ring)).await?;
+            match listen("listen", config.listen).and_then(|grpc| Ok((grpc, listen_operators(&config)?))) {
+                Ok((grpc, operators)) => anyhow::Ok((peers, grpc, operators)),
+                Err(error) => {
+                    peers.leave().await;
+                    Err(error)
+                }
+            }
         };
         let (peers, grpc, operators) = match bound.await {
             Ok(bound) => bound,
@@ -149,11 +149,10 @@ impl App {
         let call = config.store.call_timeout;
         let rules = config.alerts.build().map_err(anyhow::Error::msg)?;
         let alerts = Alerts::new(outbox, Arc::new(directory.clone()), rules, call, metrics.clone());
-        let register = Register::new(store.clone(), directory.boot_id(), &ring, CORE_LAPSE, call);
         let generator = Generator::new(models.clone());
         let services = Services {
             sessions: Sessions::new(directory.clone()),
-            rotation: Rotation::new(store.clone(), ring.clone(), register.clone(), call),
+            rotation: Rotation::new(store.clone(), ring.clone(), peers.register.clone(), call),
             models: models.clone(),
             generator: generator.clone(),
             verifier: verifier.clone(),
@@ -173,7 +172,6 @@ impl App {
             generator,
             server,
             verifier,
-            register,
             alerts,
             models,
             metrics,
@@ -212,7 +210,6 @@ impl App {
             generator,
             server,
             verifier,
-            register,
             alerts,
             models,
             metrics,
@@ -229,10 +226,6 @@ impl App {
             (leaving.clone().drop_guard(), stop_accepting.clone().drop_guard(), stop.clone().drop_guard());
         let ready = operators::Ready::default();
 
-        // Before the first session can be made here: whoever rotates keys has to know of this core.
-        if let Err(error) = register.renew().await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the register of cores could not be entered");
-        }
         let background = TaskTracker::new();
         let mut serving = background.spawn(server.serve(grpc, stop_accepting.clone()));
         if let Some(listener) = operators {
@@ -244,8 +237,6 @@ impl App {
             background.spawn(exporter.run(stop.clone().cancelled_owned()));
         }
         background.spawn(directory.clone().run(stop.clone()));
-        let entry = register.clone();
-        background.spawn(until(stop.clone(), async move { entry.keep().await }));
         background.spawn(until(stop.clone(), async move { verifier.keep_fresh().await }));
         let (starts, stored) = watch::start(alerts, models, &metrics, &store, &config, &leaving, &background);
         let probe = Probe {
@@ -274,12 +265,15 @@ impl App {
             }
         }
 
+        // Nobody must take this core for dead while it leaves.
+        let (entry, entered) = (peers.register.clone(), CancellationToken::new());
+        background.spawn(until(entered.clone(), async move { entry.keep().await }));
         let leaving = Leaving {
             store,
             peers,
+            entered,
             directory,
             generator,
-            register,
             starts,
             metrics,
             streams,
@@ -299,9 +293,10 @@ impl App {
 struct Leaving {
     store: Arc<dyn SessionStore>,
     peers: Peers,
+    /// Ends the renewals of this core's row.
+    entered: CancellationToken,
     directory: Directory,
     generator: Generator,
-    register: Register,
     starts: Starts,
     metrics: Metrics,
     streams: TaskTracker,
@@ -318,9 +313,9 @@ impl Leaving {
         let Self {
             store,
             peers,
+            entered,
             directory,
             generator,
-            register,
             starts,
             metrics,
             streams,
@@ -358,10 +353,9 @@ impl Leaving {
             directory.drained().await;
             streams.close();
             streams.wait().await;
-            // Its row would lapse all the same.
-            let _ = register.leave().await;
             // Without it this end counts as a crash, for a while.
             let _ = starts.leave().await;
+            entered.cancel();
             peers.leave().await;
             store.close().await;
             stop.cancel();

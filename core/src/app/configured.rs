@@ -110,6 +110,7 @@ pub(super) fn grpc_limits(config: &Config) -> GrpcLimits {
         handshake_timeout: limits.handshake_timeout,
         streams: limits.streams_per_connection,
         user_streams: limits.streams_per_user,
+        user_calls: limits.calls_per_user,
         message_bytes: limits.request_bytes.as_usize(),
         header_bytes: u32::try_from(limits.header_bytes.as_usize()).unwrap_or(u32::MAX),
         ping_interval: limits.keepalive,

@@ -153,6 +153,7 @@ impl Config {
         within("limits.connections_per_ip", limits.connections_per_ip, 1, 1_000_000, mistakes);
         within("limits.streams_per_connection", limits.streams_per_connection, 1_000, 1_000_000, mistakes);
         within("limits.streams_per_user", limits.streams_per_user, 1, 10_000, mistakes);
+        within("limits.calls_per_user", limits.calls_per_user, 1, 10_000, mistakes);
         within("limits.frames_per_second", limits.frames_per_second, 1, 10_000, mistakes);
         within("limits.malformed_per_minute", limits.malformed_per_minute, 1, 10_000, mistakes);
         within("limits.frame_bytes", limits.frame_bytes, ByteSize::kib(1), ByteSize::mib(1), mistakes);

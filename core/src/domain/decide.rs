@@ -14,6 +14,9 @@ pub enum Rejection {
     /// The session takes no more messages.
     #[error("the session has ended")]
     Ended,
+    /// The session's content is being destroyed: nothing follows.
+    #[error("the session is erased")]
+    Erased,
     /// As many messages wait for a reply as may.
     #[error("too many messages wait for a reply")]
     TooManyUnanswered,
@@ -50,16 +53,14 @@ pub struct Ending {
 /// `next` is `None` while no reply may start (the core is leaving): the message then waits.
 ///
 /// # Errors
-/// [`Rejection::Ended`], [`Rejection::TooManyUnanswered`].
+/// [`Rejection::Ended`], [`Rejection::Erased`], [`Rejection::TooManyUnanswered`].
 pub fn send(
     state: &SessionState,
     message: Message,
     next: Option<NextReply>,
     max_unanswered: usize,
 ) -> Result<Vec<EntryKind>, Rejection> {
-    if state.ended.is_some() {
-        return Err(Rejection::Ended);
-    }
+    open_ended(state)?;
     let wants_reply = message.sender.role == SenderRole::User && state.responder == Responder::Assistant;
     if wants_reply && state.unanswered.len() >= max_unanswered {
         return Err(Rejection::TooManyUnanswered);
@@ -105,7 +106,7 @@ pub fn finish_reply(
 /// is cancelled before its first word, so that each accepted message is named by exactly one reply.
 ///
 /// # Errors
-/// [`Rejection::Ended`].
+/// [`Rejection::Ended`], [`Rejection::Erased`].
 pub fn end(
     state: &SessionState,
     by: Option<Sender>,
@@ -113,9 +114,7 @@ pub fn end(
     ending: impl FnOnce() -> Ending,
     next: NextReply,
 ) -> Result<Vec<EntryKind>, Rejection> {
-    if state.ended.is_some() {
-        return Err(Rejection::Ended);
-    }
+    open_ended(state)?;
     let mut entries = Vec::new();
     if let Some(running) = &state.running {
         entries.push(finish(running, ending()));
@@ -136,6 +135,37 @@ pub fn end(
     }
     entries.push(EntryKind::Ended { by, reason });
     Ok(entries)
+}
+
+/// The session ends, if it has not, and a fence says that its content is being destroyed: nothing follows it.
+///
+/// # Errors
+/// [`Rejection::Erased`].
+pub fn erase(
+    state: &SessionState,
+    by: Sender,
+    ending: impl FnOnce() -> Ending,
+    next: NextReply,
+) -> Result<Vec<EntryKind>, Rejection> {
+    let reason = if by.role == SenderRole::User { EndReason::User } else { EndReason::Admin };
+    let mut entries = match end(state, Some(by.clone()), reason, ending, next) {
+        Ok(entries) => entries,
+        Err(Rejection::Ended) => Vec::new(),
+        Err(rejection) => return Err(rejection),
+    };
+    entries.push(EntryKind::Erased { by });
+    Ok(entries)
+}
+
+/// Whether anything may follow.
+fn open_ended(state: &SessionState) -> Result<(), Rejection> {
+    if state.erased {
+        Err(Rejection::Erased)
+    } else if state.ended.is_some() {
+        Err(Rejection::Ended)
+    } else {
+        Ok(())
+    }
 }
 
 fn start(next: NextReply, answers: Vec<MessageId>) -> EntryKind {
@@ -259,6 +289,44 @@ mod tests {
         };
         assert_eq!(state.apply(&entry), Err(OutOfOrder { head: 0, found: 2 }));
         assert_eq!(state, before);
+    }
+
+    #[test]
+    fn an_erasure_ends_what_runs_and_waits_in_the_same_append_and_nothing_follows_it() {
+        let (mut state, mut log) = (empty(), Vec::new());
+        for text in ["1", "2"] {
+            let entries = send(&state, message(text), next(), MAX).unwrap();
+            append(&mut state, &mut log, entries);
+        }
+        let fence = || erase(&state, visitor(), || ending(FinishReason::Cancelled), new_reply());
+        let entries = fence().unwrap();
+        assert!(matches!(
+            entries[..],
+            [
+                EntryKind::ReplyFinished(_),
+                EntryKind::ReplyStarted(_),
+                EntryKind::ReplyFinished(_),
+                EntryKind::Ended { .. },
+                EntryKind::Erased { .. }
+            ]
+        ));
+        append(&mut state, &mut log, entries);
+        assert!(state.erased && state.ended.is_some() && state.running.is_none() && state.unanswered.is_empty());
+        assert!(state.is_unfinished(), "somebody has to destroy it");
+        assert_eq!(send(&state, message("3"), next(), MAX), Err(Rejection::Erased));
+        let again = |state: &SessionState| erase(state, visitor(), || ending(FinishReason::Cancelled), new_reply());
+        assert_eq!(again(&state), Err(Rejection::Erased));
+        let ended = || ending(FinishReason::Cancelled);
+        assert_eq!(end(&state, None, EndReason::Idle, ended, new_reply()), Err(Rejection::Erased));
+    }
+
+    #[test]
+    fn an_ended_session_is_erased_without_ending_twice() {
+        let (mut state, mut log) = (empty(), Vec::new());
+        let ended = end(&state, None, EndReason::Idle, || ending(FinishReason::Cancelled), new_reply()).unwrap();
+        append(&mut state, &mut log, ended);
+        let entries = erase(&state, visitor(), || ending(FinishReason::Cancelled), new_reply()).unwrap();
+        assert!(matches!(entries[..], [EntryKind::Erased { .. }]));
     }
 
     use crate::domain::session::OutOfOrder;

@@ -127,10 +127,10 @@ impl SessionState {
             && self.responder == Responder::Assistant
     }
 
-    /// Whether somebody has to look after this session after a crash.
+    /// Whether somebody has to look after this session after a crash. What says that it is erased is not destroyed yet.
     #[must_use]
     pub fn is_unfinished(&self) -> bool {
-        self.running.is_some() || self.needs_reply()
+        self.running.is_some() || self.needs_reply() || self.erased
     }
 
     /// Folds the next entry in.
@@ -171,7 +171,12 @@ impl SessionState {
                 self.ended.get_or_insert(End { at: entry.fact.at, reason: *reason });
                 self.help_requested_at = None;
             }
-            EntryKind::Erased { .. } => self.erased = true,
+            EntryKind::Erased { .. } => {
+                self.erased = true;
+                self.unanswered.clear();
+                self.responder = Responder::Assistant;
+                self.help_requested_at = None;
+            }
         }
         Ok(())
     }

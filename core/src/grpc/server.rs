@@ -20,7 +20,7 @@ use super::{
     core::{CoreService, FrameLimits},
     details::DetailsLayer,
     generate::{Generate, GenerateLimits},
-    limits::StreamsByUser,
+    limits::PlacesByUser,
     page::PageSizes,
 };
 use crate::{
@@ -59,6 +59,8 @@ pub struct GrpcLimits {
     pub streams: u32,
     /// Streams per user.
     pub user_streams: u32,
+    /// Unary calls of one user in flight.
+    pub user_calls: u32,
     /// Bytes of one message.
     pub message_bytes: usize,
     /// Bytes of all headers of a call.
@@ -167,7 +169,8 @@ impl GrpcServer {
             queue: limits.queue,
             limits: limits.frames,
             pages: limits.pages,
-            streams: StreamsByUser::new(limits.user_streams),
+            streams: PlacesByUser::streams(limits.user_streams),
+            calls: PlacesByUser::calls(limits.user_calls),
             tasks,
             leaving,
             metrics: metrics.clone(),

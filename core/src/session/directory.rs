@@ -218,7 +218,12 @@ impl Directory {
         self.shared.rooms().get(&id).filter(|room| !room.is_closed()).cloned()
     }
 
+    /// The header of a session that is not erased.
     pub(super) async fn header(&self, id: SessionId) -> Result<Option<Header>, Failure> {
+        Ok(self.any_header(id).await?.filter(|header| !header.is_erased()))
+    }
+
+    pub(super) async fn any_header(&self, id: SessionId) -> Result<Option<Header>, Failure> {
         let call = tokio::time::timeout(self.shared.limits.store_call, self.shared.store.session(id));
         let result = call.await.map_err(|_| SessionError::StoreTimeout).and_then(|r| r.map_err(SessionError::from));
         result.map_err(|error| self.shared.report(&error, "a header could not be read"))
@@ -247,6 +252,12 @@ impl Directory {
             Ok::<_, SessionError>(Opening { log, owner, created_at, state, read_marks, link, subscription })
         };
         let opening = read.await.map_err(|error| self.shared.report(&error, "a session could not be opened"))?;
+        if opening.state.erased {
+            // Whoever wrote the fence may have died on it.
+            let destroyed = self.destroy(header.id, opening.state.head).await;
+            destroyed.map_err(|error| self.shared.report(&error, "an erased session could not be destroyed yet"))?;
+            return Err(Failure::session_not_found());
+        }
 
         let mut rooms = self.shared.rooms();
         if let Some(room) = rooms.get(&header.id).filter(|room| !room.is_closed()) {

@@ -85,6 +85,7 @@ impl From<Rejection> for Failure {
     fn from(rejection: Rejection) -> Self {
         match rejection {
             Rejection::Ended => Failure::new(ErrorCode::FailedPrecondition, "SESSION_ENDED", "the session has ended"),
+            Rejection::Erased => Failure::session_not_found(),
             Rejection::TooManyUnanswered => {
                 Failure::new(ErrorCode::ResourceExhausted, "TOO_MANY_UNANSWERED", "too many messages wait for a reply")
                     .retry_after(Duration::from_secs(5))

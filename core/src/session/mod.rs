@@ -6,8 +6,8 @@
 
 pub mod alerts;
 mod context;
-mod cores;
 mod directory;
+mod erasure;
 mod error;
 pub mod event;
 mod history;
@@ -25,7 +25,6 @@ pub(crate) mod tests;
 pub mod verify;
 
 pub use self::{
-    cores::{Company, Membership, Refused},
     directory::{Directory, Parts, Phase, SessionLimits},
     error::SessionError,
     room::{Attach, Frame, RoomHandle, SubscriberId},

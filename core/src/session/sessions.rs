@@ -22,11 +22,14 @@ use crate::{
 
 /// Looks for a session of one's own give up after so many tries: each failure means that a session ended or a room closed
 /// in between.
-const TRIES: usize = 4;
+pub(super) const TRIES: usize = 4;
 
 /// Bytes of the messages of one page, encoded: gRPC clients take 4 MiB unless told otherwise. A reply alone is at most 3 MiB
 /// by the configuration, so that every page, event and entry stays below those 4.
 const PAGE_BYTES: usize = 3 * 1024 * 1024;
+
+/// Sessions per read while all of a user's are erased.
+const ERASE_PAGE: u32 = 100;
 
 /// Sessions, for the users and services they belong to.
 #[derive(Debug, Clone)]
@@ -171,7 +174,13 @@ impl Sessions {
             let log = self.directory.log(header)?;
             log.state(&header.derived).await
         };
+        if header.is_erased() {
+            return Err(Failure::session_not_found());
+        }
         let state = read.await.map_err(|error| self.directory.shared.report(&error, "a session could not be read"))?;
+        if state.erased {
+            return Err(Failure::session_not_found());
+        }
         Ok(event::wire_session(&header.id.to_string(), &header.owner, header.created_at, &state))
     }
 
@@ -282,6 +291,42 @@ impl Sessions {
         Err(super::error::shutting_down())
     }
 
+    /// Destroys a session of the caller and everything in it; one that they have erased before stays so.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`; failures of the store.
+    pub async fn erase(&self, caller: &Sender, id: SessionId) -> Result<(), Failure> {
+        let header = self.directory.any_header(id).await?;
+        let header = header.filter(|header| header.owner == caller.user_id).ok_or_else(Failure::session_not_found)?;
+        if header.is_erased() {
+            return Ok(());
+        }
+        self.directory.erase(id, caller.clone()).await
+    }
+
+    /// Destroys all sessions that a user has when this begins, and says how many. Cut anywhere, it can be done again.
+    ///
+    /// # Errors
+    /// Failures of the store: those that were destroyed stay so.
+    pub async fn erase_all(&self, owner: &str, by: &Sender) -> Result<u64, Failure> {
+        let (mut erased, mut after) = (0, None);
+        loop {
+            let shared = &self.directory.shared;
+            let query = SessionQuery { owner: owner.to_owned(), ended: None, after, limit: ERASE_PAGE };
+            let call = tokio::time::timeout(shared.limits.store_call, shared.store.list_sessions(query)).await;
+            let page = call
+                .map_err(|_| super::SessionError::StoreTimeout)
+                .and_then(|result| result.map_err(Into::into))
+                .map_err(|error| shared.report(&error, "sessions could not be listed"))?;
+            let Some(last) = page.last() else { return Ok(erased) };
+            after = Some((last.derived.last_activity, last.id));
+            for header in page {
+                self.directory.erase(header.id, by.clone()).await?;
+                erased += 1;
+            }
+        }
+    }
+
     /// Attaches a stream to a session of the caller: the one that is named, else the active one, else a new one.
     ///
     /// # Errors
@@ -293,19 +338,28 @@ impl Sessions {
         model: &str,
         mut join: impl FnMut(bool, oneshot::Sender<Result<SubscriberId, Failure>>) -> Attach,
     ) -> Result<OpenSession, Failure> {
+        // One that was found as the active one may be erased by now: then it is not active any more.
+        let erased = |failure: &Failure| session.is_none() && failure.code == ErrorCode::NotFound;
         for _ in 0..TRIES {
-            let (room, created) = match session {
-                Some(id) => (self.owned_room(&caller.user_id, id).await?, false),
+            let found = match session {
+                Some(id) => self.owned_room(&caller.user_id, id).await.map(|room| (room, false)),
                 None => {
                     let (header, created) = self.active_or_new(&caller.user_id, model).await?;
-                    (self.directory.room_of(header).await?, created)
+                    self.directory.room_of(header).await.map(|room| (room, created))
                 }
             };
+            let (room, created) = match found {
+                Err(failure) if erased(&failure) => continue,
+                found => found?,
+            };
             let (done, answer) = oneshot::channel();
-            if room.command(Command::Attach(join(created, done))).await.is_ok()
-                && let Ok(result) = answer.await
-            {
-                return Ok(OpenSession { subscriber: result?, room });
+            if room.command(Command::Attach(join(created, done))).await.is_err() {
+                continue;
+            }
+            match answer.await {
+                Ok(Err(failure)) if erased(&failure) => {}
+                Ok(result) => return Ok(OpenSession { subscriber: result?, room }),
+                Err(_) => {}
             }
         }
         Err(super::error::shutting_down())

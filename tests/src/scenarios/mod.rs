@@ -3,6 +3,7 @@
 mod alerts;
 mod anthropic;
 mod bad_input;
+mod bounds;
 mod chaos;
 mod chaos_evidence;
 mod chaos_failpoints;
@@ -14,6 +15,7 @@ mod edge_drain;
 mod edge_panics;
 mod edge_reopen;
 mod edge_rivals;
+mod erasure;
 mod errors;
 mod expiry;
 mod foreign_clients;

@@ -189,6 +189,16 @@ impl Subscribers {
         }
     }
 
+    /// Ends all streams with this failure, after what they have been given.
+    pub(super) fn end(&mut self, failure: &Failure) {
+        for subscriber in self.attached.drain(..) {
+            subscriber.queue.close(Closed::Failed(failure.clone()));
+        }
+        for (attach, _) in self.waiting.drain(..) {
+            let _ = attach.done.send(Err(failure.clone()));
+        }
+    }
+
     /// Tells everybody that the server is leaving, and ends their streams.
     pub(super) fn send_away(&mut self, jitter: Duration) {
         for subscriber in self.attached.drain(..) {
@@ -215,7 +225,9 @@ impl Room {
             // Nothing is heard of what others write: who opens is told what the store has now.
             self.stale_since = Some(Instant::now());
         }
-        let refusal = if self.is_leaving() {
+        let refusal = if self.state.erased {
+            Some(Failure::session_not_found())
+        } else if self.is_leaving() {
             Some(shutting_down())
         } else if self.subscribers.attached.len() + self.subscribers.waiting.len() >= MAX_SUBSCRIBERS {
             Some(Failure::new(

@@ -3,6 +3,7 @@
 //! subscriber, and while an append is in flight deltas and attaching go on.
 
 mod attach;
+mod ending;
 mod flight;
 mod live;
 mod marks;
@@ -77,6 +78,10 @@ pub(super) enum Command {
     HalfClose(SubscriberId),
     Detach(SubscriberId),
     End {
+        by: Sender,
+        done: oneshot::Sender<Result<v1::Session, Failure>>,
+    },
+    Erase {
         by: Sender,
         done: oneshot::Sender<Result<v1::Session, Failure>>,
     },
@@ -289,7 +294,8 @@ impl Room {
             && self.reply.is_none()
             && !self.remote.as_ref().is_some_and(RemoteReply::needs_care)
             && (!self.state.needs_reply() || self.is_leaving());
-        let lingered = self.is_leaving() || self.empty_since.is_some_and(|since| since.elapsed() >= LINGER);
+        let lingered =
+            self.is_leaving() || self.state.erased || self.empty_since.is_some_and(|since| since.elapsed() >= LINGER);
         quiet && lingered && self.commands.is_empty()
     }
 
@@ -323,12 +329,13 @@ impl Room {
             Command::Frame { subscriber, request_id, frame } => self.frame(subscriber, request_id, frame),
             Command::HalfClose(subscriber) => self.subscribers.half_close(subscriber),
             Command::Detach(subscriber) => self.detach(subscriber),
-            Command::End { done, .. } if self.writes.is_full() => {
+            Command::End { done, .. } | Command::Erase { done, .. } if self.writes.is_full() => {
                 self.answer(Origin::Call(done), Err(too_many_writes()))
             }
             Command::End { by, done } => {
                 self.writes.push(Write::new(Op::End { by, reason: EndReason::User }, Origin::Call(done)));
             }
+            Command::Erase { by, done } => self.writes.push(Write::new(Op::Erase { by }, Origin::Call(done))),
             Command::StoreHead { head, read_at } => {
                 self.store_head = self.store_head.max(head);
                 if head > self.state.head {

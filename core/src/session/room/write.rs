@@ -14,7 +14,7 @@ use super::{
     attach::SubscriberId,
     flight::{Death, InFlight, Landed, Outcome, adopt, append, conflict, resolve},
     live::LiveReply,
-    remote::{RemoteReply, look},
+    remote::RemoteReply,
 };
 use crate::{
     domain::{
@@ -39,9 +39,11 @@ pub(super) enum Op {
     Send(Box<Message>),
     /// The end of the session.
     End { by: Sender, reason: EndReason },
+    /// The end of the session, and of what is in it.
+    Erase { by: Sender },
     /// The end of the live reply.
     FinishReply(MessageId),
-    /// The end of a reply of another core, which does not answer.
+    /// The end of a reply of another core, which was to stop it and does not answer.
     Cut(MessageId),
     /// A reply to what waits.
     Answer,
@@ -64,15 +66,17 @@ pub(super) struct Done {
 
 /// One thing to be decided and appended.
 pub(super) struct Write {
-    op: Op,
+    pub(super) op: Op,
     origin: Origin,
     rounds: u32,
+    /// How often the core that runs the reply was asked to end it first.
+    pub(super) asked: u32,
     since: Instant,
 }
 
 impl Write {
     pub(super) fn new(op: Op, origin: Origin) -> Self {
-        Self { op, origin, rounds: 0, since: Instant::now() }
+        Self { op, origin, rounds: 0, asked: 0, since: Instant::now() }
     }
 
     pub(super) fn subscriber(&self) -> Option<SubscriberId> {
@@ -86,7 +90,7 @@ impl Write {
 /// The writes of one room.
 #[derive(Default)]
 pub(super) struct Writes {
-    pending: VecDeque<Write>,
+    pub(super) pending: VecDeque<Write>,
     pub(super) in_flight: Option<InFlight>,
     /// The store has entries that this room has not.
     pub(super) wants_tail: bool,
@@ -115,8 +119,8 @@ impl Writes {
 
     /// The end of the session is being written: what is said now would not be part of it.
     pub(super) fn ends_session(&self) -> bool {
-        let flying = self.in_flight.as_ref().and_then(|flight| flight.write.as_ref());
-        flying.is_some_and(|write| matches!(write.op, Op::End { .. }))
+        let ends = |entry: &Entry| matches!(entry.fact.kind, EntryKind::Ended { .. } | EntryKind::Erased { .. });
+        self.in_flight.as_ref().is_some_and(|flight| flight.entries.iter().any(ends))
     }
 
     /// Takes out what has waited for longer than `limit`: the store does not answer, and whoever asked has to know. None of
@@ -174,18 +178,7 @@ impl Room {
             return Some(Write::new(Op::Answer, Origin::Nobody));
         }
         let write = self.writes.pending.pop_front()?;
-        if matches!(write.op, Op::End { .. })
-            && let Some(remote) = self.remote.as_mut().filter(|remote| !remote.asked_for_end)
-        {
-            // The end keeps as much of the reply as can be had.
-            remote.asked_for_end = true;
-            let (id, known) = (remote.id(), event::length(&remote.text));
-            let work = look(self.log.clone(), self.link.clone(), id, known, self.shared.boot_id);
-            let work = async move { Outcome::Looked(id, work.await) };
-            self.writes.in_flight = Some(InFlight::new(Some(write), Vec::new(), work));
-            return None;
-        }
-        Some(write)
+        self.ask_first(write)
     }
 
     /// Why what runs by the log runs nowhere, if that is so.
@@ -212,29 +205,20 @@ impl Room {
             }
             Op::Cut(id) => {
                 let remote = self.remote.as_ref().filter(|remote| remote.id() == *id).ok_or(Rejection::NotRunning)?;
-                decide::finish_reply(state, *id, remote.ending(FinishReason::Cancelled), reply)
+                // What its core has shown since cannot be known: this is no stop whose text is all that was streamed.
+                decide::finish_reply(state, *id, remote.ending(FinishReason::Interrupted), reply)
             }
-            Op::End { by, reason } => {
-                let ending = || match (&self.reply, &self.remote) {
-                    (Some(live), _) => live.ending(FinishReason::Cancelled),
-                    (None, Some(remote)) => remote.ending(FinishReason::Cancelled),
-                    (None, None) => decide::Ending {
-                        finish: FinishReason::Interrupted,
-                        text: String::new(),
-                        usage: crate::domain::entry::Usage::default(),
-                        provider_request_id: None,
-                        model: None,
-                    },
-                };
-                decide::end(state, Some(by.clone()), *reason, ending, next())
-            }
+            Op::End { by, reason } => decide::end(state, Some(by.clone()), *reason, || self.cut_short(), next()),
+            Op::Erase { by } => decide::erase(state, by.clone(), || self.cut_short(), next()),
         }
     }
 
     fn rejected(&mut self, write: Write, rejection: Rejection) {
         match (write.op, rejection) {
-            // Ending twice is ending once.
-            (Op::End { .. }, Rejection::Ended) => self.answer(write.origin, Ok(Done::default())),
+            // Ending twice is ending once, and erasing too.
+            (Op::End { .. }, Rejection::Ended) | (Op::Erase { .. }, Rejection::Erased) => {
+                self.answer(write.origin, Ok(Done::default()));
+            }
             (Op::FinishReply(id), _) => self.drop_reply(id),
             // The first try of a repeated message may be what filled the queue, or was followed by the end: look for it
             // before saying no.
@@ -364,12 +348,7 @@ impl Room {
                 }
             }
             Outcome::Alive => self.acquit(),
-            Outcome::Looked(id, found) => {
-                self.found((id, found));
-                if let Some(write) = write {
-                    self.writes.pending.push_front(write);
-                }
-            }
+            Outcome::Asked(asked) => self.asked_first(write, asked),
             Outcome::Failed(error) => {
                 self.shared.metrics.appended("failed");
                 self.shared.count(&error);
@@ -425,7 +404,7 @@ impl Room {
                     self.answer(origin, Err(Failure::from(error)));
                 }
             }
-            Op::Send(_) | Op::End { .. } => self.answer(write.origin, Err(Failure::from(error))),
+            Op::Send(_) | Op::End { .. } | Op::Erase { .. } => self.answer(write.origin, Err(Failure::from(error))),
         }
     }
 
@@ -459,6 +438,9 @@ impl Room {
             if let EntryKind::ReplyFinished(finished) = &entry.fact.kind {
                 self.drop_reply(finished.id);
             }
+        }
+        if self.state.erased {
+            self.forget();
         }
         self.store_head = self.store_head.max(self.state.head);
     }

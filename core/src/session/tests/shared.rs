@@ -180,6 +180,8 @@ pass_on! {
     fn reply_rows(after: Option<MessageId>, limit: u32) -> Vec<ReplyLease>;
     fn renew_reply(message_id: MessageId, boot_id: BootId, expected: u64, checkpoint: Vec<u8>) -> bool;
     fn replace_wrapped_key(session_id: SessionId, expected: Vec<u8>, new: Vec<u8>) -> bool;
+    fn erase_session(session_id: SessionId, fence: Seq) -> bool;
+    fn remove_reply(message_id: MessageId) -> ();
     fn wrapped_keys(after: Option<SessionId>, limit: u32) -> Vec<(SessionId, Vec<u8>)>;
     fn mark_read(session_id: SessionId, user_id: &str, seq: Seq) -> ();
     fn read_marks(session_id: SessionId) -> Vec<(String, Seq)>;

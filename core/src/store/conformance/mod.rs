@@ -3,6 +3,7 @@
 
 pub(super) mod append;
 pub(super) mod create;
+pub(super) mod erase;
 pub(super) mod keys;
 pub(super) mod list;
 pub(super) mod model;
@@ -105,6 +106,13 @@ macro_rules! store_conformance {
                 a_destroyed_key_stays_destroyed
                 racing_replacements_of_a_key_have_one_winner
                 all_wrapped_keys_come_page_by_page_in_the_order_of_ids
+            }
+            erase {
+                of_an_erased_session_nothing_is_left_that_could_be_read
+                erasing_is_done_twice_and_for_nobody_without_harm
+                an_erased_session_is_in_no_list_and_frees_its_slot
+                nothing_that_goes_with_earlier_appends_changes_an_erased_session
+                a_row_of_a_reply_is_removed_alone
             }
             values {
                 read_marks_only_rise

@@ -273,6 +273,14 @@ impl SessionStore for MongoStore {
         self.call("replace_wrapped_key", Access::Write, replace).await
     }
 
+    async fn erase_session(&self, session_id: SessionId, fence: Seq) -> Result<bool, StoreError> {
+        self.settled("erase_session", Access::Write, sessions::erase(&self.shared, session_id, fence)).await
+    }
+
+    async fn remove_reply(&self, message_id: MessageId) -> Result<(), StoreError> {
+        self.settled("remove_reply", Access::Write, replies::remove(&self.shared, message_id)).await
+    }
+
     async fn wrapped_keys(
         &self,
         after: Option<SessionId>,

@@ -245,6 +245,14 @@ impl SessionStore for SqliteStore {
         self.writer.submit("replace_wrapped_key", bytes, replace).await
     }
 
+    async fn erase_session(&self, session_id: SessionId, fence: Seq) -> Result<bool, StoreError> {
+        self.writer.submit("erase_session", 0, move |db| sessions::erase(db, session_id, fence)).await
+    }
+
+    async fn remove_reply(&self, message_id: MessageId) -> Result<(), StoreError> {
+        self.writer.submit("remove_reply", 0, move |db| replies::remove(db, message_id).map(Verdict::Keep)).await
+    }
+
     async fn wrapped_keys(
         &self,
         after: Option<SessionId>,

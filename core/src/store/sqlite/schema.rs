@@ -8,10 +8,10 @@ use super::fault::Fault;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// Marks the file as ours (it spells `ChBx`), so that another program's database is never written to.
-const APPLICATION_ID: i32 = 0x4368_4278;
+pub(super) const APPLICATION_ID: i32 = 0x4368_4278;
 
 /// One step per version; the file's `user_version` counts those that were applied. Steps are never edited, only added.
-const STEPS: [&str; 2] = [
+pub(super) const STEPS: &[&str] = &[
     // Tables with large values keep their row id, and with it 4 KiB of a row in its page; the others are their own index.
     // In `log` the append's id stands before the entries, so that looking for it never reads them.
     "CREATE TABLE sessions (
@@ -94,6 +94,9 @@ const STEPS: [&str; 2] = [
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX outbox_due ON outbox (due_at, id) WHERE state = 0;
     CREATE INDEX outbox_by_age ON outbox (state, created_at, id);",
+    // Erased sessions have no key and are in no list.
+    "DROP INDEX sessions_by_activity;
+    CREATE INDEX sessions_by_activity ON sessions (owner, ended, last_activity, id) WHERE length(wrapped_key) > 0;",
 ];
 
 /// When a commit reaches the disk.
@@ -156,6 +159,9 @@ fn prepare(db: &Connection, synchronous: Synchronous, max_bytes: Option<u64>) ->
         Synchronous::Off => "OFF",
     };
     db.pragma_update(None, "synchronous", level)?;
+    // What is replaced or removed is overwritten with zeros where that takes no further writes: a destroyed key is in the
+    // row's own page.
+    db.pragma_update_and_check(None, "secure_delete", "FAST", |_| Ok(()))?;
     // The writer checkpoints by itself, after it has answered.
     db.pragma_update(None, "wal_autocheckpoint", 0)?;
     db.pragma_update(None, "journal_size_limit", super::writer::WAL_KEPT_BYTES)?;

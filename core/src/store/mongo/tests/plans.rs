@@ -115,6 +115,8 @@ async fn everything(store: &dyn SessionStore) {
     store.replace_installation_value("a", vec![1], vec![2]).await.unwrap();
     store.ping().await.unwrap();
     store.session(id).await.unwrap();
+    store.remove_reply(append(id, 0).messages[0].message_id).await.unwrap();
+    assert!(store.erase_session(id, 10).await.unwrap());
 }
 
 async fn all_of_the_outbox(store: &dyn OutboxStore) {

@@ -11,7 +11,7 @@ use tokio::{net::TcpListener, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    configured::{grpc_limits, listen, listen_operators, open_store, server_tls, session_limits},
+    configured::{grpc_limits, listen, listen_admin, listen_operators, open_store, server_tls, session_limits},
     peers::Peers,
 };
 use crate::{
@@ -24,12 +24,16 @@ use crate::{
     operators,
     seal::{self, KeyRing},
     session::{
-        Directory, Parts, Sessions, register::Register, rotation::Rotation, verify::Verifier as PayloadVerifier,
+        Directory, Parts, Sessions, audit::AuditTrail, register::Register, rotation::Rotation,
+        verify::Verifier as PayloadVerifier,
     },
     store::SessionStore,
 };
 
-pub use crate::session::verify::{Finding, Verified};
+pub use crate::session::{
+    audit::Audited,
+    verify::{Finding, Verified},
+};
 
 /// A core whose row in the register has not moved for this long is dead.
 const CORE_LAPSE: Duration = Duration::from_secs(10);
@@ -51,6 +55,7 @@ pub struct App {
     streams: TaskTracker,
     leaving: CancellationToken,
     grpc: TcpListener,
+    admin: Option<TcpListener>,
     operators: Option<TcpListener>,
 }
 
@@ -97,7 +102,7 @@ impl App {
         let stores = open_store(&config).await?;
         let store = wrap(stores.sessions);
         let secret = match seal::self_test(&ring, &*store).await {
-            Ok(secret) => secret,
+            Ok(secret) => Arc::new(secret),
             Err(error) => {
                 store.close().await;
                 return Err(error).context("keys.ring: the self-test failed");
@@ -107,9 +112,9 @@ impl App {
         let bound = async {
             let peers = Box::pin(Peers::join(&config, store.clone())).await?;
             let grpc = listen("listen", config.listen)?;
-            anyhow::Ok((peers, grpc, listen_operators(&config)?))
+            anyhow::Ok((peers, grpc, listen_admin(&config)?, listen_operators(&config)?))
         };
-        let (peers, grpc, operators) = match bound.await {
+        let (peers, grpc, admin, operators) = match bound.await {
             Ok(bound) => bound,
             Err(error) => {
                 store.close().await;
@@ -121,10 +126,11 @@ impl App {
         let (streams, leaving) = (TaskTracker::new(), CancellationToken::new());
         let directory = Directory::new(Parts {
             store: store.clone(),
+            handoffs: stores.handoffs,
             bus: peers.bus.clone(),
             models: models.clone(),
             ring: ring.clone(),
-            secret,
+            secret: secret.clone(),
             limits: session_limits(&config),
             metrics: metrics.clone(),
         });
@@ -132,6 +138,7 @@ impl App {
         let register = Register::new(store.clone(), directory.boot_id(), &ring, CORE_LAPSE, call);
         let services = Services {
             sessions: Sessions::new(directory.clone()),
+            audit: AuditTrail::new(stores.audit, secret, call),
             rotation: Rotation::new(store.clone(), ring.clone(), register.clone(), call),
             models,
             verifier: verifier.clone(),
@@ -154,6 +161,7 @@ impl App {
             streams,
             leaving,
             grpc,
+            admin,
             operators,
         })
     }
@@ -164,6 +172,12 @@ impl App {
     /// When the system does not tell.
     pub fn grpc_addr(&self) -> std::io::Result<SocketAddr> {
         self.grpc.local_addr()
+    }
+
+    /// Where admins connect to, if that is a place of its own.
+    #[must_use]
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
     /// Where `/metrics` is, if it is served.
@@ -189,6 +203,7 @@ impl App {
             streams,
             leaving,
             grpc,
+            admin,
             operators,
         } = self;
         let health = server.health();
@@ -203,7 +218,7 @@ impl App {
             tracing::warn!(error = &error as &dyn std::error::Error, "the register of cores could not be entered");
         }
         let background = TaskTracker::new();
-        let mut serving = background.spawn(server.serve(grpc, stop_accepting.clone()));
+        let mut serving = background.spawn(server.serve(grpc, admin, stop_accepting.clone()));
         if let Some(listener) = operators {
             let serve = operators::serve(listener, metrics.clone(), ready.clone(), stop.clone());
             background.spawn(serve);
@@ -350,6 +365,22 @@ pub async fn verify_payloads(
     };
     let verified = verified.await;
     store.close().await;
+    verified
+}
+
+/// Follows the chain of the audit trail of a configuration, for `audit verify`. An embedded store must not be open elsewhere.
+///
+/// # Errors
+/// When the store or the ring cannot be opened, or the store fails meanwhile; faults of the trail are none.
+pub async fn verify_audit(config: &Config) -> anyhow::Result<Audited> {
+    let ring = KeyRing::from_config(config.keys.primary_id().unwrap_or_default(), config.keys.pairs())?;
+    let stores = open_store(config).await?;
+    let verified = async {
+        let secret = seal::self_test(&ring, &*stores.sessions).await.context("keys.ring: the self-test failed")?;
+        Ok(AuditTrail::new(stores.audit, Arc::new(secret), config.store.call_timeout).verify().await?)
+    };
+    let verified = verified.await;
+    stores.sessions.close().await;
     verified
 }
 

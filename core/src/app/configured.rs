@@ -44,6 +44,14 @@ pub(super) fn listen_operators(config: &Config) -> anyhow::Result<Option<TcpList
     }
 }
 
+/// The listener of the team's calls, if they have their own.
+pub(super) fn listen_admin(config: &Config) -> anyhow::Result<Option<TcpListener>> {
+    match config.admin.listen.as_str() {
+        "" => Ok(None),
+        address => listen("admin.listen", address.parse()?).map(Some),
+    }
+}
+
 pub(super) async fn open_store(config: &Config) -> anyhow::Result<Stores> {
     let settings = &config.store;
     match settings.target().map_err(|rule| anyhow::anyhow!("store.url: {rule}"))? {
@@ -94,6 +102,8 @@ pub(super) fn session_limits(config: &Config) -> SessionLimits {
         checkpoint: session.checkpoint,
         store_call: config.store.call_timeout,
         reply_lapse: session.reply_lapse,
+        hold_lapse: session.hold_lapse,
+        offline_notice: session.offline_notice.clone(),
         away_jitter: config.drain.jitter,
     }
 }
@@ -118,6 +128,8 @@ pub(super) fn grpc_limits(config: &Config) -> GrpcLimits {
             malformed_per_minute: limits.malformed_per_minute as usize,
             expiry_warning: session.expiry_warning,
         },
+        admin_calls_per_minute: config.admin.calls_per_minute,
+        heartbeat: session.heartbeat,
         pages: PageSizes { default: session.page_size, max: session.max_page_size },
     }
 }

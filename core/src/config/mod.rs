@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 pub use bus::BusConfig;
 pub use generation::{KeyPlace, OutputLimit, ProviderConfig, ProviderKind};
 pub use model::{ModelConfig, OnLoss};
-pub use server::{DrainConfig, LimitsConfig, LogConfig, LogFormat, TlsConfig};
+pub use server::{AdminConfig, DrainConfig, LimitsConfig, LogConfig, LogFormat, TlsConfig};
 pub use session::SessionConfig;
 pub use storage::{KeyConfig, KeysConfig, StoreConfig, StoreTarget, StoreUrl};
 
@@ -43,7 +43,9 @@ pub struct Config {
     /// Id of the model of sessions that did not choose. Must be one of `models`; in the `dev` profile without models it is
     /// the demo model. Default empty, which is a mistake otherwise.
     pub default_model: String,
-    /// TLS on the gRPC listener.
+    /// The calls of the team.
+    pub admin: AdminConfig,
+    /// TLS on the gRPC listeners.
     pub tls: TlsConfig,
     /// Where sessions are kept.
     pub store: StoreConfig,
@@ -75,6 +77,7 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 50_051)),
             metrics_listen: "127.0.0.1:9465".to_owned(),
             default_model: String::new(),
+            admin: AdminConfig::default(),
             tls: TlsConfig::default(),
             store: StoreConfig::default(),
             bus: BusConfig::default(),

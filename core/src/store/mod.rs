@@ -3,9 +3,11 @@
 //! A store sees sealed bytes, ids, owners, numbers and times; never text. It knows nothing of rooms, replies or providers:
 //! it keeps what it is given, atomically where the contract says so, and says truthfully whether it did.
 
+pub mod audit;
 #[cfg(test)]
 mod conformance;
 pub mod error;
+pub mod handoff;
 pub mod mongo;
 pub mod sqlite;
 
@@ -14,7 +16,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use chatbox_proto::ids::{MessageId, SessionId};
 
-pub use self::error::{StoreError, StoreErrorKind};
+pub use self::{
+    audit::{AuditQuery, AuditRow, AuditStore},
+    error::{StoreError, StoreErrorKind},
+    handoff::{HandoffRow, HandoffStore, Stage},
+};
 use crate::domain::{entry::Seq, time::Timestamp};
 
 /// Names one attempt to append, so that an attempt whose outcome is unknown can be looked up.
@@ -219,12 +225,21 @@ pub struct SessionQuery {
 pub struct Stores {
     /// Sessions and their logs.
     pub sessions: Arc<dyn SessionStore>,
+    /// Which sessions wait for a person, and which are held by one.
+    pub handoffs: Arc<dyn HandoffStore>,
+    /// The audit trail.
+    pub audit: Arc<dyn AuditStore>,
 }
 
-impl<S: SessionStore> From<S> for Stores {
+impl<S: SessionStore + HandoffStore + AuditStore> From<S> for Stores {
     fn from(store: S) -> Self {
-        let store = Arc::new(store);
-        Self { sessions: store }
+        Arc::new(store).into()
+    }
+}
+
+impl<S: SessionStore + HandoffStore + AuditStore> From<Arc<S>> for Stores {
+    fn from(store: Arc<S>) -> Self {
+        Self { sessions: store.clone(), handoffs: store.clone(), audit: store }
     }
 }
 

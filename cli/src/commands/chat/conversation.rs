@@ -186,7 +186,9 @@ impl Conversation {
                 self.resume = Some(Resume { after: after.unwrap_or_default() });
                 Vec::new()
             }
-            Event::CaughtUp(_) | Event::Typing(_) | Event::Presence(_) | Event::TokenExpiring(_) => Vec::new(),
+            Event::CaughtUp(_) | Event::Typing(_) | Event::Presence(_) | Event::TokenExpiring(_) | Event::Help(_) => {
+                Vec::new()
+            }
         }
     }
 

@@ -23,6 +23,7 @@ use super::Connection;
 use crate::{
     grpc::{
         PageSizes,
+        admin::{CallRate, Gate},
         auth::{Authenticator, session_caller},
         core::{CoreService, FrameLimits},
         limits::StreamsByUser,
@@ -31,6 +32,7 @@ use crate::{
     seal::KeyRing,
     session::{
         Queue, QueueLimits, QueueStream,
+        audit::AuditTrail,
         tests::fixture::{Core, patiently},
     },
 };
@@ -71,6 +73,12 @@ fn service(core: &Core) -> (CoreService, String) {
         tasks: TaskTracker::new(),
         leaving: CancellationToken::new(),
         metrics: Metrics::default(),
+        gate: Gate {
+            authenticator: Authenticator::new(Arc::new(Verifier::new(&config, None).unwrap())),
+            audit: AuditTrail::new(core.place.audit.clone(), core.secret.clone(), Duration::from_secs(5)),
+            sessions: core.sessions.clone(),
+            rate: CallRate::new(60),
+        },
     };
     (service, token)
 }

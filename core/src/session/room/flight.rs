@@ -61,6 +61,8 @@ pub(super) enum Outcome {
     Failed(SessionError),
     /// A reply that runs by the log and has no task, with the text that is left of it.
     Orphan(RunningReply, String),
+    /// The row of a handoff, which goes ahead of its entries.
+    Prepared(Result<(), SessionError>),
     /// The reply moves after all.
     Alive,
     /// What is known elsewhere of a reply that runs there.

@@ -4,6 +4,7 @@
 
 mod attach;
 mod flight;
+mod handoff;
 mod live;
 mod marks;
 mod peers;
@@ -18,14 +19,18 @@ use tokio::{
     time::Instant,
 };
 
-pub use self::attach::{Attach, SubscriberId};
 use self::{
     attach::Subscribers,
+    handoff::{Handoff, RowCare},
     live::{LiveReply, Renewal},
     marks::{Marks, store_marks},
     peers::Peers,
     remote::{Look, RemoteReply, Stopping},
     write::{Op, Origin, Write, Writes},
+};
+pub use self::{
+    attach::{Attach, SubscriberId},
+    handoff::Act,
 };
 use super::{
     directory::{Phase, Shared},
@@ -33,6 +38,7 @@ use super::{
     event,
     link::{Link, Said},
     log::SessionLog,
+    queue::Place,
 };
 use crate::{
     bus::Subscription,
@@ -41,6 +47,7 @@ use crate::{
         session::SessionState,
         time::Timestamp,
     },
+    store::{HandoffRow, RequestKey, Stage},
 };
 
 /// Commands that wait for the room; senders wait beyond that.
@@ -61,6 +68,8 @@ pub enum Frame {
     Stop(MessageId),
     /// End the session.
     EndSession,
+    /// Ask for a person, for this reason.
+    RequestHelp(String),
     /// Somebody is writing, or stopped.
     Typing(bool),
     /// Somebody has read up to here.
@@ -80,6 +89,17 @@ pub(super) enum Command {
         by: Sender,
         done: oneshot::Sender<Result<v1::Session, Failure>>,
     },
+    /// An admin does something to the session.
+    Act {
+        act: Act,
+        by: Sender,
+        request: Option<RequestKey>,
+        done: oneshot::Sender<Result<v1::Session, Failure>>,
+    },
+    /// Nobody has written the session's row for a while.
+    StandsStill(HandoffRow),
+    /// Where the session is in the queue now, if it is.
+    Placed(Option<Place>),
     /// The head as the store told it to a read that began then.
     StoreHead {
         head: Seq,
@@ -117,6 +137,11 @@ impl RoomHandle {
     /// For hints that may be lost.
     pub(super) fn hint_store_head(&self, head: Seq, read_at: Instant) {
         let _ = self.commands.try_send(Box::new(Command::StoreHead { head, read_at }));
+    }
+
+    /// For hints that may be lost: who opens the session is told its place as it is then.
+    pub(super) fn hint_place(&self, place: Option<Place>) {
+        let _ = self.commands.try_send(Box::new(Command::Placed(place)));
     }
 
     /// Hands a subscriber's frame to the room; the answer comes on the subscriber's queue.
@@ -180,6 +205,9 @@ pub(super) struct Room {
     writes: Writes,
     reply: Option<LiveReply>,
     renewal: Option<Renewal>,
+    row: RowCare,
+    /// What others were told last about the session's row.
+    announced: Option<std::mem::Discriminant<Stage>>,
     /// The head as the store told it last.
     store_head: Seq,
     phase: watch::Receiver<Phase>,
@@ -197,7 +225,7 @@ impl Room {
         let owner: Arc<str> = owner.into();
         let handle = RoomHandle { commands: sender, owner: owner.clone() };
         let phase = shared.phase.clone();
-        let room = Self {
+        let mut room = Self {
             log,
             link,
             subscription,
@@ -219,12 +247,15 @@ impl Room {
             writes: Writes::default(),
             reply: None,
             renewal: None,
+            row: RowCare::default(),
+            announced: None,
             phase,
             gone: false,
             next_heartbeat: Instant::now() + shared.limits.heartbeat,
             empty_since: Some(Instant::now()),
             shared,
         };
+        room.announced = room.stage_kind();
         (room, handle)
     }
 
@@ -246,13 +277,14 @@ impl Room {
             self.start_look();
             self.settle_half_closed();
             self.start_marks();
+            self.start_row();
             // Setting a timer costs more than passing on a delta: one that rings too early is harmless, so it is only moved
             // when it would ring too late.
             let deadline = self.next_deadline();
             if deadline < alarm.deadline() || alarm.is_elapsed() {
                 alarm.as_mut().reset(deadline);
             }
-            let paused = self.writes.ends_session();
+            let paused = self.writes.cuts_reply();
             tokio::select! {
                 biased;
                 landed = poll(&mut self.writes.in_flight) => self.landed(landed),
@@ -267,12 +299,18 @@ impl Room {
                     None => break,
                 },
                 unmarked = poll(&mut self.marks) => self.marked(unmarked),
+                written = poll(&mut self.row.writing) => self.row_written(written),
                 changed = self.phase.changed(), if !self.gone => self.phase_changed(changed.is_err()),
                 () = &mut alarm => self.tick(),
             }
         }
         if let Some(marks) = self.marks.take() {
             marks.await;
+        }
+        if let Some(row) = self.row.writing.take() {
+            // What it could not write is mended by whoever watches the rows.
+            let written = row.await;
+            self.row_written(written);
         }
         if !self.dirty_marks.is_empty() {
             store_marks(self.log.clone(), std::mem::take(&mut self.dirty_marks)).await;
@@ -283,6 +321,7 @@ impl Room {
     fn is_done(&self) -> bool {
         let quiet = self.subscribers.is_empty()
             && self.writes.is_idle()
+            && self.row.is_idle()
             && self.reply.is_none()
             && !self.remote.as_ref().is_some_and(RemoteReply::needs_care)
             && (!self.state.needs_reply() || self.is_leaving());
@@ -326,6 +365,9 @@ impl Room {
             Command::End { by, done } => {
                 self.writes.push(Write::new(Op::End { by, reason: EndReason::User }, Origin::Call(done)));
             }
+            Command::Act { act, by, request, done } => self.act(act, by, request, Origin::Call(done)),
+            Command::StandsStill(row) => self.stands_still(row),
+            Command::Placed(place) => self.placed(place),
             Command::StoreHead { head, read_at } => {
                 self.store_head = self.store_head.max(head);
                 if head > self.state.head {
@@ -341,14 +383,22 @@ impl Room {
     fn frame(&mut self, subscriber: SubscriberId, request_id: String, frame: Frame) {
         let Some(sender) = self.subscribers.sender(subscriber).cloned() else { return };
         let origin = Origin::Frame { subscriber, request_id };
+        if let Some(refusal) = self.refuse_admin(&sender, &frame) {
+            return self.answer(origin, Err(refusal));
+        }
         match frame {
-            Frame::Send(_) | Frame::EndSession if self.is_leaving() => self.answer(origin, Err(shutting_down())),
-            Frame::Send(_) | Frame::EndSession if self.writes.is_full() => {
+            Frame::Send(_) | Frame::EndSession | Frame::RequestHelp(_) if self.is_leaving() => {
+                self.answer(origin, Err(shutting_down()))
+            }
+            Frame::Send(_) | Frame::EndSession | Frame::RequestHelp(_) if self.writes.is_full() => {
                 self.answer(origin, Err(too_many_writes()));
             }
             Frame::Send(message) => self.writes.push(Write::new(Op::Send(Box::new(message)), origin)),
             Frame::EndSession => {
                 self.writes.push(Write::new(Op::End { by: sender, reason: EndReason::User }, origin));
+            }
+            Frame::RequestHelp(reason) => {
+                self.writes.push(Write::new(Op::Handoff(Handoff::RequestHelp(reason)), origin));
             }
             Frame::Stop(message_id) => self.stop(message_id, origin),
             Frame::Typing(active) => {
@@ -396,10 +446,6 @@ impl Room {
         }
     }
 
-    fn wire_session(&self) -> v1::Session {
-        event::wire_session(&self.log.id.to_string(), &self.owner, self.created_at, &self.state)
-    }
-
     fn phase_changed(&mut self, gone: bool) {
         // Without a directory there is nobody to cut this room later.
         self.gone = gone;
@@ -426,7 +472,7 @@ impl Room {
             && self.empty_since.is_none();
         let tick = if quiet { self.next_heartbeat } else { self.next_heartbeat.min(now + TICK) };
         let look = self.remote.as_ref().filter(|_| self.look.is_none()).map(RemoteReply::next_look);
-        let sooner = [self.writes.retry_at(), look, self.lease_ends()];
+        let sooner = [self.writes.retry_at(), look, self.lease_ends(), self.next_row()];
         sooner.into_iter().flatten().fold(tick, Instant::min).max(now)
     }
 
@@ -435,6 +481,7 @@ impl Room {
         if now >= self.next_heartbeat {
             self.next_heartbeat = now + self.shared.limits.heartbeat;
             self.subscribers.broadcast(&event::heartbeat(self.store_head.max(self.state.head)));
+            self.note_team();
         }
         self.subscribers.lapse_typing(now);
         self.tick_peers(now);

@@ -13,6 +13,7 @@ use super::{
     Room,
     attach::SubscriberId,
     flight::{Death, InFlight, Landed, Outcome, adopt, append, conflict, resolve},
+    handoff::{Act, Handoff},
     live::LiveReply,
     remote::{RemoteReply, look},
 };
@@ -23,8 +24,8 @@ use crate::{
         session::{RunningReply, SessionState},
         time::Timestamp,
     },
-    session::{error::SessionError, event},
-    store::{Append, MessageKey, ReplyRow},
+    session::{error::SessionError, event, log::SessionLog},
+    store::{Append, KeyedHash, MessageKey, ReplyRow, RequestKey},
 };
 
 /// Frames that wait for their turn; more are refused.
@@ -39,12 +40,21 @@ pub(super) enum Op {
     Send(Box<Message>),
     /// The end of the session.
     End { by: Sender, reason: EndReason },
+    /// Something about who answers.
+    Handoff(Handoff),
     /// The end of the live reply.
     FinishReply(MessageId),
     /// The end of a reply of another core, which does not answer.
     Cut(MessageId),
     /// A reply to what waits.
     Answer,
+}
+
+impl Op {
+    /// It ends the running reply with its words so far.
+    pub(super) fn cuts_reply(&self) -> bool {
+        matches!(self, Self::End { .. } | Self::Handoff(Handoff::Act(Act::TakeOver | Act::End, _)))
+    }
 }
 
 /// Who is told.
@@ -64,15 +74,24 @@ pub(super) struct Done {
 
 /// One thing to be decided and appended.
 pub(super) struct Write {
-    op: Op,
-    origin: Origin,
+    pub(super) op: Op,
+    pub(super) origin: Origin,
+    /// Idempotency of the call behind it.
+    pub(super) request: Option<RequestKey>,
+    /// What goes ahead of it is written.
+    pub(super) prepared: bool,
     rounds: u32,
     since: Instant,
 }
 
 impl Write {
     pub(super) fn new(op: Op, origin: Origin) -> Self {
-        Self { op, origin, rounds: 0, since: Instant::now() }
+        Self { op, origin, request: None, prepared: false, rounds: 0, since: Instant::now() }
+    }
+
+    /// One that is the same if it comes again.
+    pub(super) fn named(op: Op, origin: Origin, request: Option<RequestKey>) -> Self {
+        Self { request, ..Self::new(op, origin) }
     }
 
     pub(super) fn subscriber(&self) -> Option<SubscriberId> {
@@ -100,6 +119,11 @@ impl Writes {
         self.pending.push_back(write);
     }
 
+    /// Goes on with a write that had its turn.
+    pub(super) fn push_front(&mut self, write: Write) {
+        self.pending.push_front(write);
+    }
+
     pub(super) fn is_full(&self) -> bool {
         self.pending.len() >= MAX_PENDING
     }
@@ -113,10 +137,11 @@ impl Writes {
         self.retry_at
     }
 
-    /// The end of the session is being written: what is said now would not be part of it.
-    pub(super) fn ends_session(&self) -> bool {
+    /// The end of the session or a takeover is being written, which ends the running reply with its words so far: what is
+    /// said now would not be part of it.
+    pub(super) fn cuts_reply(&self) -> bool {
         let flying = self.in_flight.as_ref().and_then(|flight| flight.write.as_ref());
-        flying.is_some_and(|write| matches!(write.op, Op::End { .. }))
+        flying.is_some_and(|write| write.op.cuts_reply())
     }
 
     /// Takes out what has waited for longer than `limit`: the store does not answer, and whoever asked has to know. None of
@@ -174,7 +199,11 @@ impl Room {
             return Some(Write::new(Op::Answer, Origin::Nobody));
         }
         let write = self.writes.pending.pop_front()?;
-        if matches!(write.op, Op::End { .. })
+        if let Some(stage) = self.write_ahead(&write) {
+            self.start_write_ahead(write, stage);
+            return None;
+        }
+        if write.op.cuts_reply()
             && let Some(remote) = self.remote.as_mut().filter(|remote| !remote.asked_for_end)
         {
             // The end keeps as much of the reply as can be had.
@@ -196,7 +225,7 @@ impl Room {
         self.remote.as_ref()?.judged().map(Death::StoodStill)
     }
 
-    fn decide(&self, op: &Op) -> Result<Vec<EntryKind>, Rejection> {
+    pub(super) fn decide(&self, op: &Op) -> Result<Vec<EntryKind>, Rejection> {
         let state = &self.state;
         let next = || NextReply {
             id: MessageId::generate(),
@@ -215,19 +244,9 @@ impl Room {
                 decide::finish_reply(state, *id, remote.ending(FinishReason::Cancelled), reply)
             }
             Op::End { by, reason } => {
-                let ending = || match (&self.reply, &self.remote) {
-                    (Some(live), _) => live.ending(FinishReason::Cancelled),
-                    (None, Some(remote)) => remote.ending(FinishReason::Cancelled),
-                    (None, None) => decide::Ending {
-                        finish: FinishReason::Interrupted,
-                        text: String::new(),
-                        usage: crate::domain::entry::Usage::default(),
-                        provider_request_id: None,
-                        model: None,
-                    },
-                };
-                decide::end(state, Some(by.clone()), *reason, ending, next())
+                decide::end(state, Some(by.clone()), *reason, || self.cut(FinishReason::Cancelled), next())
             }
+            Op::Handoff(handoff) => self.decide_handoff(handoff, next()),
         }
     }
 
@@ -244,12 +263,23 @@ impl Room {
                 let write = Write { op: Op::Send(message), rounds, ..write };
                 self.writes.in_flight = Some(InFlight::new(Some(write), Vec::new(), work));
             }
-            (_, rejection) => self.answer(write.origin, Err(rejection.into())),
+            // The same for a call that names itself: its first try may be what stands in its way.
+            (op, _) if write.request.is_some() && write.rounds < self.shared.limits.append_rounds => {
+                let request = write.request.as_ref().map(|request| request.id);
+                let work = lookup(self.log.clone(), self.state.head, request);
+                let rounds = self.shared.limits.append_rounds;
+                let write = Write { op, rounds, ..write };
+                self.writes.in_flight = Some(InFlight::new(Some(write), Vec::new(), work));
+            }
+            (_, rejection) => {
+                let refusal = self.refusal(rejection);
+                self.answer(write.origin, Err(refusal));
+            }
         }
     }
 
     fn start_append(&mut self, write: Write, kinds: Vec<EntryKind>) {
-        match self.prepare(kinds) {
+        match self.prepare(kinds, write.request.as_ref()) {
             Ok((entries, prepared)) => {
                 let work = append(self.log.clone(), prepared);
                 self.writes.in_flight = Some(InFlight::new(Some(write), entries, work));
@@ -262,7 +292,11 @@ impl Room {
     }
 
     /// The document, its keys and its companions, decided against the head.
-    fn prepare(&self, kinds: Vec<EntryKind>) -> Result<(Vec<Entry>, Append), SessionError> {
+    fn prepare(
+        &self,
+        kinds: Vec<EntryKind>,
+        request: Option<&RequestKey>,
+    ) -> Result<(Vec<Entry>, Append), SessionError> {
         let head = self.state.head;
         let at = Timestamp::now();
         let entries: Vec<Entry> =
@@ -277,6 +311,13 @@ impl Room {
                 messages.push(self.message_key(message, entry.seq));
             }
         }
+        // Calls that name themselves are recognised like messages: their names are unique in the session.
+        messages.extend(request.map(|request| MessageKey {
+            key: request.id,
+            content: request.content,
+            message_id: MessageId::generate(),
+            seq: after.head,
+        }));
         let facts: Vec<&Fact> = entries.iter().map(|entry| &entry.fact).collect();
         let reply_started =
             after.running.as_ref().filter(|running| running.started_seq > head).map(|running| ReplyRow {
@@ -318,6 +359,10 @@ impl Room {
 
     pub(super) fn landed(&mut self, landed: Landed) {
         let Landed { write, entries, took, outcome } = landed;
+        if write.as_ref().is_some_and(|write| write.prepared) && !matches!(outcome, Outcome::Prepared(_)) {
+            // What went ahead may be more than what came of it.
+            self.mend_row();
+        }
         match outcome {
             Outcome::Done(document) => {
                 self.shared.metrics.appended("done");
@@ -325,7 +370,11 @@ impl Room {
                 self.writes.failures = 0;
                 self.writes.retry_at = None;
                 self.count_finished(&entries);
+                let stage = self.stage_kind();
                 self.apply_all(&entries);
+                if self.stage_kind() != stage {
+                    self.mend_row();
+                }
                 self.link.publish_document(&document);
                 let started = |running: &RunningReply| running.started_seq >= document.first_seq;
                 if self.reply.is_none() && self.state.running.as_ref().is_some_and(started) {
@@ -363,6 +412,7 @@ impl Room {
                     self.adopt_reply(&text);
                 }
             }
+            Outcome::Prepared(result) => self.prepared(write, result),
             Outcome::Alive => self.acquit(),
             Outcome::Looked(id, found) => {
                 self.found((id, found));
@@ -403,13 +453,25 @@ impl Room {
             };
             return self.answer(write.origin, result);
         }
+        if let (Some(request), Some(found)) = (&write.request, &found) {
+            let result = if request.content == found.content {
+                Ok(Done { seq: found.seq, duplicate: true, ..Done::default() })
+            } else {
+                Err(Failure::new(
+                    ErrorCode::AlreadyExists,
+                    "REQUEST_ID_REUSED",
+                    "this request_id was used with other fields",
+                ))
+            };
+            return self.answer(write.origin, result);
+        }
         write.rounds += 1;
         if write.rounds <= self.shared.limits.append_rounds {
             return self.writes.pending.push_front(write);
         }
         // The decision stands or the rivals do.
         let failure = match self.decide(&write.op) {
-            Err(rejection) => rejection.into(),
+            Err(rejection) => self.refusal(rejection),
             Ok(_) => Failure::new(ErrorCode::Aborted, "TOO_MANY_CONFLICTS", "concurrent changes won; try again"),
         };
         self.answer(write.origin, Err(failure));
@@ -425,7 +487,7 @@ impl Room {
                     self.answer(origin, Err(Failure::from(error)));
                 }
             }
-            Op::Send(_) | Op::End { .. } => self.answer(write.origin, Err(Failure::from(error))),
+            Op::Send(_) | Op::End { .. } | Op::Handoff(_) => self.answer(write.origin, Err(Failure::from(error))),
         }
     }
 
@@ -470,6 +532,12 @@ impl Room {
             self.answer(origin, Ok(Done { message_id: Some(id), ..Done::default() }));
         }
     }
+}
+
+/// The message or call with this key, and what was missed.
+async fn lookup(log: SessionLog, head: Seq, key: Option<KeyedHash>) -> Outcome {
+    let key = key.map(|key| MessageKey { key, content: key, message_id: MessageId::from_bytes([0; 16]), seq: 0 });
+    conflict(log, head, key).await
 }
 
 /// What a caller is told about its own entries.

@@ -2,6 +2,7 @@
 
 mod faults;
 pub(crate) mod fixture;
+mod handoff;
 mod outages;
 mod replies;
 mod resume;

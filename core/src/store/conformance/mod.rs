@@ -2,7 +2,9 @@
 //! expression that makes a [`Fixture`]; a new rule enters the text, this suite and every backend together.
 
 pub(super) mod append;
+pub(super) mod audit;
 pub(super) mod create;
+pub(super) mod handoff;
 pub(super) mod keys;
 pub(super) mod list;
 pub(super) mod model;
@@ -18,7 +20,7 @@ use futures_util::future::join_all;
 
 use super::{
     Append, Appended, Created, Derived, Header, KeyedHash, LogDocument, MessageKey, NewSession, ReplyLease, ReplyRow,
-    RequestKey, SessionStore, SlotRule,
+    RequestKey, SessionStore, SlotRule, Stores,
 };
 use crate::domain::{entry::Seq, time::Timestamp};
 
@@ -26,7 +28,11 @@ use crate::domain::{entry::Seq, time::Timestamp};
 #[async_trait]
 pub(crate) trait Fixture: Send {
     /// The store.
-    fn store(&self) -> Arc<dyn SessionStore>;
+    fn store(&self) -> Arc<dyn SessionStore> {
+        self.stores().sessions
+    }
+    /// All its parts.
+    fn stores(&self) -> Stores;
     /// Closes it and opens it again on the same data.
     async fn reopen(&mut self);
 }
@@ -112,6 +118,18 @@ macro_rules! store_conformance {
                 everything_is_there_after_reopening
                 close_is_idempotent_and_ends_service
                 work_accepted_before_close_is_finished
+            }
+            handoff {
+                a_row_is_written_replaced_and_removed_by_its_mark
+                those_who_wait_come_longest_first
+                all_rows_come_page_by_page_in_the_order_of_ids
+                of_many_writers_of_one_row_the_last_one_is_left_whole
+            }
+            audit {
+                records_are_numbered_without_gaps
+                of_fifty_racing_records_with_one_number_one_is_written
+                records_are_listed_newest_first_by_every_filter
+                the_trail_is_read_in_order_and_survives_reopening
             }
             model {
                 random_histories_agree_with_the_model

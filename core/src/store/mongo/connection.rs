@@ -29,6 +29,8 @@ pub(super) struct Connection {
     pub(super) log: Documents,
     pub(super) replies: Documents,
     pub(super) values: Documents,
+    pub(super) handoffs: Documents,
+    pub(super) audit: Documents,
     /// Time for one command.
     pub(super) limit: Duration,
 }
@@ -59,6 +61,8 @@ impl Connection {
             log: database.collection(schema::LOG),
             replies: database.collection(schema::REPLIES),
             values: database.collection(schema::VALUES),
+            handoffs: database.collection(schema::HANDOFFS),
+            audit: database.collection(schema::AUDIT),
             limit: options.call_timeout,
             client,
             database,

@@ -12,13 +12,15 @@ pub(super) const LOG: &str = "log";
 pub(super) const REPLIES: &str = "replies";
 /// Small values of the installation.
 pub(super) const VALUES: &str = "installation";
+pub(super) const HANDOFFS: &str = "handoffs";
+pub(super) const AUDIT: &str = "audit";
 /// Written to by those who read.
 pub(super) const BARRIERS: &str = "barriers";
 /// Holds the version.
 const SCHEMA: &str = "schema";
 
 /// The version that this program knows: the number of steps.
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
 
 /// Brings the database to the current version.
 pub(super) async fn migrate(connection: &Connection) -> Result<(), Fault> {
@@ -34,6 +36,9 @@ pub(super) async fn migrate(connection: &Connection) -> Result<(), Fault> {
     }
     if stored < 1 {
         first_step(connection).await?;
+    }
+    if stored < 2 {
+        handoff_and_audit(connection).await?;
     }
     if stored < VERSION {
         let raise =
@@ -79,7 +84,26 @@ async fn first_step(connection: &Connection) -> Result<(), Fault> {
         index("end", doc! { "session": 1 }, doc! { "partialFilterExpression": { "ends": true } }),
     ];
     let replies = vec![index("session", doc! { "session": 1, "started": -1 }, doc! {})];
-    for (collection, indexes) in [(SESSIONS, sessions), (LOG, log), (REPLIES, replies)] {
+    create(connection, [(SESSIONS, sessions), (LOG, log), (REPLIES, replies)]).await
+}
+
+/// Sessions that wait or are held, and the audit trail.
+async fn handoff_and_audit(connection: &Connection) -> Result<(), Fault> {
+    let waiting = doc! { "partialFilterExpression": { "since": { "$exists": true } } };
+    let handoffs = vec![index("waiting", doc! { "since": 1, "_id": 1 }, waiting)];
+    let audit = vec![
+        index("actor", doc! { "actor": 1, "_id": 1 }, doc! {}),
+        index("action", doc! { "action": 1, "_id": 1 }, doc! {}),
+        index("session", doc! { "session": 1, "_id": 1 }, doc! { "sparse": true }),
+    ];
+    create(connection, [(HANDOFFS, handoffs), (AUDIT, audit)]).await
+}
+
+async fn create(
+    connection: &Connection,
+    collections: impl IntoIterator<Item = (&str, Vec<Document>)>,
+) -> Result<(), Fault> {
+    for (collection, indexes) in collections {
         let create = doc! {
             "createIndexes": collection,
             "indexes": indexes,

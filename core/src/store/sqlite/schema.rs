@@ -11,7 +11,7 @@ use crate::store::{StoreError, StoreErrorKind};
 const APPLICATION_ID: i32 = 0x4368_4278;
 
 /// One step per version; the file's `user_version` counts those that were applied. Steps are never edited, only added.
-const STEPS: [&str; 1] = [
+const STEPS: [&str; 2] = [
     // Tables with large values keep their row id, and with it 4 KiB of a row in its page; the others are their own index.
     // In `log` the append's id stands before the entries, so that looking for it never reads them.
     "CREATE TABLE sessions (
@@ -79,6 +79,26 @@ const STEPS: [&str; 1] = [
         times INTEGER NOT NULL
     ) STRICT;
     INSERT INTO settled VALUES (1, 0);",
+    // Sessions that wait for a person or are held by one, and the audit trail.
+    "CREATE TABLE handoffs (
+        session_id    BLOB NOT NULL PRIMARY KEY CHECK (length(session_id) = 16),
+        waiting_since INTEGER,
+        mark          INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX handoffs_waiting ON handoffs (waiting_since, session_id) WHERE waiting_since IS NOT NULL;
+
+    CREATE TABLE audit (
+        seq        INTEGER NOT NULL PRIMARY KEY CHECK (seq > 0),
+        at         INTEGER NOT NULL,
+        actor      TEXT NOT NULL,
+        action     TEXT NOT NULL,
+        session_id BLOB CHECK (length(session_id) = 16),
+        sealed     BLOB NOT NULL,
+        hash       BLOB NOT NULL CHECK (length(hash) = 32)
+    ) STRICT;
+    CREATE INDEX audit_by_actor ON audit (actor, seq);
+    CREATE INDEX audit_by_action ON audit (action, seq);
+    CREATE INDEX audit_by_session ON audit (session_id, seq) WHERE session_id IS NOT NULL;",
 ];
 
 /// When a commit reaches the disk.

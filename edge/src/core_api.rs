@@ -39,10 +39,10 @@ impl fmt::Debug for Caller {
     }
 }
 
-/// A unary call of `ChatCore`.
+/// A unary call of core.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Call {
-    /// Name of the method, like `ListModels`.
+    /// Name of the method, like `ListModels`; those of the team with their service, like `ChatAdmin/TakeOver`.
     pub method: &'static str,
     /// It changes something: when its answer is lost, its outcome is unknown.
     pub writes: bool,
@@ -174,7 +174,10 @@ impl CoreApi for GrpcCore {
     }
 
     async fn call(&self, call: Call, caller: &Caller, message: Bytes) -> Result<Bytes, Failure> {
-        let path = format!("/chatbox.v1.ChatCore/{}", call.method);
+        let path = match call.method.contains('/') {
+            true => format!("/chatbox.v1.{}", call.method),
+            false => format!("/chatbox.v1.ChatCore/{}", call.method),
+        };
         self.unary(&path, request(caller, message)?).await.map_err(|status| {
             let mut failure = failure(&status);
             failure.outcome_unknown |= call.writes && is_core_unavailable(&failure);

@@ -20,6 +20,8 @@ mod generation_faults;
 mod generation_panic;
 mod generation_stop;
 mod generation_text;
+mod handoff;
+mod handoff_races;
 mod headers;
 mod heavy_edge;
 mod heavy_hostile_grpc;

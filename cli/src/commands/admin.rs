@@ -151,8 +151,7 @@ async fn queue(client: &Client, reason: String, watch: bool, as_json: bool) -> R
 }
 
 async fn take_over(client: Client, id: &str, reason: &str, (no_chat, as_json): (bool, bool)) -> Result<ExitCode> {
-    let message =
-        TakeOverRequest { session_id: id.to_owned(), request_id: name_of_call(), reason: reason.to_owned() };
+    let message = TakeOverRequest { session_id: id.to_owned(), request_id: name_of_call(), reason: reason.to_owned() };
     let taken = client.explained(client.team()?.take_over(request(message)).await)?;
     if no_chat {
         return done("taken over", taken.session, as_json);

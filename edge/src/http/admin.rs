@@ -21,7 +21,8 @@ use crate::{core_api::Call, state::Edge};
 /// `GET /api/v1/admin/sessions/{session_id}`
 pub(crate) async fn get(State(edge): State<Arc<Edge>>, request: Request) -> Result<Response, HttpFailure> {
     const CALL: Call = Call { method: "ChatAdmin/GetSession", writes: false };
-    call::forward_team::<ChatAdminGetSessionRequest, ChatAdminGetSessionResponse>(&edge, CALL, From::Query, request).await
+    call::forward_team::<ChatAdminGetSessionRequest, ChatAdminGetSessionResponse>(&edge, CALL, From::Query, request)
+        .await
 }
 
 /// `POST /api/v1/admin/sessions/{session_id}/takeover`
@@ -45,7 +46,8 @@ pub(crate) async fn reassign(State(edge): State<Arc<Edge>>, request: Request) ->
 /// `POST /api/v1/admin/sessions/{session_id}/end`
 pub(crate) async fn end(State(edge): State<Arc<Edge>>, request: Request) -> Result<Response, HttpFailure> {
     const CALL: Call = Call { method: "ChatAdmin/EndSession", writes: true };
-    call::forward_team::<ChatAdminEndSessionRequest, ChatAdminEndSessionResponse>(&edge, CALL, From::Body, request).await
+    call::forward_team::<ChatAdminEndSessionRequest, ChatAdminEndSessionResponse>(&edge, CALL, From::Body, request)
+        .await
 }
 
 /// `GET /api/v1/admin/audit`

@@ -30,12 +30,7 @@ use crate::harness::{
 const UNKNOWN: &str = "0193e3a8-7c1b-7d3e-8f4a-2b6c9d0e1f23";
 
 fn opening(session_id: &str, reason: &str) -> Open {
-    Open {
-        session_id: session_id.to_owned(),
-        after_seq: Some(0),
-        reason: reason.to_owned(),
-        ..Open::default()
-    }
+    Open { session_id: session_id.to_owned(), after_seq: Some(0), reason: reason.to_owned(), ..Open::default() }
 }
 
 fn taking(session_id: &str) -> TakeOverRequest {
@@ -74,7 +69,8 @@ async fn a_visitor_gets_a_person_and_then_the_assistant_again_on_every_transport
         let provider = Provider::start().await.unwrap();
         let stack = Stack::start(Setup::new().unwrap().with_models(&provider, &["scripted"])).await.unwrap();
         let gate = Gate::new();
-        provider.script("scripted", Script::stream().delta("begun").gate(&gate).delta("never seen").finish("stop").done());
+        provider
+            .script("scripted", Script::stream().delta("begun").gate(&gate).delta("never seen").finish("stop").done());
         let mut alice = stack.connect(transport, "alice").await.unwrap();
         let id = alice.open(Open::default()).await.unwrap().session.unwrap().session_id;
         alice.say("1", "my order is lost").await.unwrap();
@@ -115,9 +111,10 @@ async fn a_visitor_gets_a_person_and_then_the_assistant_again_on_every_transport
         for (role, text) in [("assistant", "I have found it"), ("user", "thank you"), ("user", "where was it?")] {
             assert!(asked.contains(&(role.to_owned(), text.to_owned())), "{transport:?}: {text} is not in {asked:?}");
         }
-        let silent = alice.entries().iter().all(|entry| {
-            !matches!(&entry.kind, Some(Kind::ReplyFinished(end)) if end.text.contains("never seen"))
-        });
+        let silent = alice
+            .entries()
+            .iter()
+            .all(|entry| !matches!(&entry.kind, Some(Kind::ReplyFinished(end)) if end.text.contains("never seen")));
         assert!(silent, "{transport:?}");
         stack.shutdown().await.unwrap();
     }
@@ -142,7 +139,8 @@ async fn every_read_and_action_of_an_admin_is_written_down_with_its_reason_and_w
 
     let mut bob = stack.connect_admin(Transport::Socket(Encoding::Json), "bob").await.unwrap();
     bob.open(opening(&id, "reason chat")).await.unwrap();
-    let get = ChatAdminGetSessionRequest { session_id: id.clone(), reason: "reason get".to_owned(), ..Default::default() };
+    let get =
+        ChatAdminGetSessionRequest { session_id: id.clone(), reason: "reason get".to_owned(), ..Default::default() };
     let found = team.get_session(get).await.unwrap().into_inner();
     assert_eq!((found.messages.len(), found.messages[0].text.as_str()), (2, "a secret of alice"));
     team.take_over(TakeOverRequest { reason: "reason take".to_owned(), ..taking(&id) }).await.unwrap();
@@ -156,7 +154,11 @@ async fn every_read_and_action_of_an_admin_is_written_down_with_its_reason_and_w
     let late = team.release(ReleaseRequest { reason: "reason late".to_owned(), ..releasing(&id) }).await.unwrap_err();
     assert_eq!((late.code(), error_info(&late).unwrap().reason.as_str()), (Code::FailedPrecondition, "SESSION_HELD"));
     assert_eq!(late.message(), "carol holds the session");
-    let end = v1::ChatAdminEndSessionRequest { session_id: id.clone(), reason: "reason end".to_owned(), ..Default::default() };
+    let end = v1::ChatAdminEndSessionRequest {
+        session_id: id.clone(),
+        reason: "reason end".to_owned(),
+        ..Default::default()
+    };
     let ended = team.end_session(end).await.unwrap().into_inner().session.unwrap();
     assert_eq!(ended.status(), v1::SessionStatus::Ended);
     entry(&mut alice, "the end", |kind| matches!(kind, Kind::Ended(end) if end.reason() == v1::EndReason::Admin)).await;
@@ -218,7 +220,8 @@ async fn the_routes_of_the_team_are_for_the_team() {
         assert_eq!(refused.status, 403, "{path}: {}", refused.text());
         let done = admin.send(method.clone(), &path, body).await.unwrap();
         assert_eq!(done.status, 200, "{path}: {}", done.text());
-        let unknown = admin.send(method, &path.replace(&id, UNKNOWN), Some("{\"reason\": \"b\", \"adminId\": \"c\"}".to_owned()));
+        let unknown =
+            admin.send(method, &path.replace(&id, UNKNOWN), Some("{\"reason\": \"b\", \"adminId\": \"c\"}".to_owned()));
         if path.contains(&id) && !path.contains('?') {
             assert_eq!(unknown.await.unwrap().status, 404, "{path}");
         }
@@ -258,7 +261,10 @@ async fn an_admin_who_calls_too_often_is_told_to_wait_and_others_are_not() {
         team.list_audit(look()).await.unwrap();
     }
     let refused = team.list_audit(look()).await.unwrap_err();
-    assert_eq!((refused.code(), error_info(&refused).unwrap().reason.as_str()), (Code::ResourceExhausted, "TOO_MANY_CALLS"));
+    assert_eq!(
+        (refused.code(), error_info(&refused).unwrap().reason.as_str()),
+        (Code::ResourceExhausted, "TOO_MANY_CALLS")
+    );
     stack.team("carol").unwrap().list_audit(look()).await.unwrap();
     stack.shutdown().await.unwrap();
 }
@@ -271,7 +277,8 @@ async fn the_queue_is_watched_as_it_is_and_as_it_changes() {
     let first = alice.open(Open::default()).await.unwrap().session.unwrap().session_id;
     alice.request(ask()).await.unwrap();
     // Nobody of the team has shown up yet.
-    entry(&mut alice, "the notice", |kind| matches!(kind, Kind::Message(m) if m.text.contains("Nobody of the team"))).await;
+    entry(&mut alice, "the notice", |kind| matches!(kind, Kind::Message(m) if m.text.contains("Nobody of the team")))
+        .await;
     help(&mut alice, 1).await;
     let request = WatchSessionsRequest { reason: "my shift".to_owned(), ..WatchSessionsRequest::default() };
     let mut events = stack.team("bob").unwrap().watch_sessions(request).await.unwrap().into_inner();
@@ -331,7 +338,8 @@ async fn the_lines_of_the_readme_do_what_they_say() {
         let method = line.split(' ').nth(1).unwrap();
         assert_eq!(method, call);
         let path = format!("chatbox.v1.ChatAdmin/{method}");
-        let output = run("bin/grpcurl", &["-plaintext", "-H", &header, "-d", &request, &target, &path], "", LIMIT).await;
+        let output =
+            run("bin/grpcurl", &["-plaintext", "-H", &header, "-d", &request, &target, &path], "", LIMIT).await;
         let output = output.unwrap();
         assert!(output.status.success(), "{line}: {output:?}");
     }

@@ -115,7 +115,8 @@ async fn round(world: &World, user: &str, random: &mut SmallRng) {
     let mut seen = 0;
     let enough = |event: &Event| {
         seen += u32::from(matches!(event, Event::ReplyDelta(_)));
-        (seen >= pieces || matches!(event, Event::Entry(e) if matches!(e.kind, Some(Kind::ReplyFinished(_))))).then_some(())
+        (seen >= pieces || matches!(event, Event::Entry(e) if matches!(e.kind, Some(Kind::ReplyFinished(_)))))
+            .then_some(())
     };
     visitor.until("some of the reply", enough).await.unwrap();
     let through = if random.random_range(0..3) == 0 { runs } else { other };
@@ -123,12 +124,14 @@ async fn round(world: &World, user: &str, random: &mut SmallRng) {
     team.take_over(taking(&id, "t")).await.unwrap();
     visitor.say("2", "while it is held").await.unwrap();
     for client in [&mut visitor, &mut reader] {
-        if !client.seen.iter().any(|event| matches!(event, Event::Entry(e) if matches!(e.kind, Some(Kind::TakenOver(_))))) {
+        if !client
+            .seen
+            .iter()
+            .any(|event| matches!(event, Event::Entry(e) if matches!(e.kind, Some(Kind::TakenOver(_)))))
+        {
             until_taken(client).await;
         }
-        let held = |event: &Event| {
-            matches!(event, Event::Entry(e) if matches!(&e.kind, Some(Kind::Message(m)) if m.text == "while it is held"))
-        };
+        let held = |event: &Event| matches!(event, Event::Entry(e) if matches!(&e.kind, Some(Kind::Message(m)) if m.text == "while it is held"));
         client.until_seen("what was said while it was held", held).await.unwrap();
         let taken = |event: &Event| matches!(event, Event::Entry(e) if matches!(e.kind, Some(Kind::TakenOver(_))));
         let after = client.seen.iter().position(taken).unwrap();

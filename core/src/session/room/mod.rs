@@ -4,10 +4,12 @@
 
 mod attach;
 mod flight;
+mod handle;
 mod handoff;
 mod live;
 mod marks;
 mod peers;
+mod prepare;
 mod remote;
 mod write;
 
@@ -19,6 +21,7 @@ use tokio::{
     time::Instant,
 };
 
+pub(super) use self::handle::Command;
 use self::{
     attach::Subscribers,
     handoff::{Handoff, RowCare},
@@ -30,6 +33,7 @@ use self::{
 };
 pub use self::{
     attach::{Attach, SubscriberId},
+    handle::{Frame, RoomHandle},
     handoff::Act,
 };
 use super::{
@@ -58,116 +62,6 @@ const LINGER: Duration = Duration::from_secs(5);
 
 /// How often everything that has a deadline is looked at, at least.
 const TICK: Duration = Duration::from_millis(500);
-
-/// What a subscriber wants, checked for form.
-#[derive(Debug)]
-pub enum Frame {
-    /// Write a message.
-    Send(Message),
-    /// Stop the running reply.
-    Stop(MessageId),
-    /// End the session.
-    EndSession,
-    /// Ask for a person, for this reason.
-    RequestHelp(String),
-    /// Somebody is writing, or stopped.
-    Typing(bool),
-    /// Somebody has read up to here.
-    Read(Seq),
-}
-
-pub(super) enum Command {
-    Attach(Attach),
-    Frame {
-        subscriber: SubscriberId,
-        request_id: String,
-        frame: Frame,
-    },
-    HalfClose(SubscriberId),
-    Detach(SubscriberId),
-    End {
-        by: Sender,
-        done: oneshot::Sender<Result<v1::Session, Failure>>,
-    },
-    /// An admin does something to the session.
-    Act {
-        act: Act,
-        by: Sender,
-        request: Option<RequestKey>,
-        done: oneshot::Sender<Result<v1::Session, Failure>>,
-    },
-    /// Nobody has written the session's row for a while.
-    StandsStill(HandoffRow),
-    /// Where the session is in the queue now, if it is.
-    Placed(Option<Place>),
-    /// The head as the store told it to a read that began then.
-    StoreHead {
-        head: Seq,
-        read_at: Instant,
-    },
-    /// Nobody renews the reply that runs by the log: its row at this number of renewals, or none.
-    Dead(Option<(MessageId, u64)>),
-}
-
-/// Reaches one room. Sending fails when the room has closed: then look it up again.
-#[derive(Debug, Clone)]
-pub struct RoomHandle {
-    /// Boxed: the channel keeps 32 places for each room, however small its bound is.
-    commands: mpsc::Sender<Box<Command>>,
-    owner: Arc<str>,
-}
-
-/// The room has closed.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct RoomClosed;
-
-impl RoomHandle {
-    pub(super) fn owner(&self) -> &str {
-        &self.owner
-    }
-
-    pub(super) fn is_closed(&self) -> bool {
-        self.commands.is_closed()
-    }
-
-    pub(super) async fn command(&self, command: Command) -> Result<(), RoomClosed> {
-        self.commands.send(Box::new(command)).await.map_err(|_| RoomClosed)
-    }
-
-    /// For hints that may be lost.
-    pub(super) fn hint_store_head(&self, head: Seq, read_at: Instant) {
-        let _ = self.commands.try_send(Box::new(Command::StoreHead { head, read_at }));
-    }
-
-    /// For hints that may be lost: who opens the session is told its place as it is then.
-    pub(super) fn hint_place(&self, place: Option<Place>) {
-        let _ = self.commands.try_send(Box::new(Command::Placed(place)));
-    }
-
-    /// Hands a subscriber's frame to the room; the answer comes on the subscriber's queue.
-    ///
-    /// # Errors
-    /// The room has closed.
-    pub async fn frame(&self, subscriber: SubscriberId, request_id: String, frame: Frame) -> Result<(), Failure> {
-        let command = Command::Frame { subscriber, request_id, frame };
-        self.command(command).await.map_err(|RoomClosed| shutting_down())
-    }
-
-    /// Waits until the room has closed.
-    pub async fn closed(&self) {
-        self.commands.closed().await;
-    }
-
-    /// The subscriber sends nothing more: its stream ends once nothing it waits for is left.
-    pub async fn half_close(&self, subscriber: SubscriberId) {
-        let _ = self.command(Command::HalfClose(subscriber)).await;
-    }
-
-    /// The subscriber is gone.
-    pub async fn detach(&self, subscriber: SubscriberId) {
-        let _ = self.command(Command::Detach(subscriber)).await;
-    }
-}
 
 /// What a room begins with.
 pub(super) struct Opening {

@@ -218,12 +218,11 @@ async fn the_routes_of_the_team_are_for_the_team() {
     for (method, path, body) in routes {
         let refused = visitor.send(method.clone(), &path, body.clone()).await.unwrap();
         assert_eq!(refused.status, 403, "{path}: {}", refused.text());
-        let done = admin.send(method.clone(), &path, body).await.unwrap();
+        let done = admin.send(method.clone(), &path, body.clone()).await.unwrap();
         assert_eq!(done.status, 200, "{path}: {}", done.text());
-        let unknown =
-            admin.send(method, &path.replace(&id, UNKNOWN), Some("{\"reason\": \"b\", \"adminId\": \"c\"}".to_owned()));
-        if path.contains(&id) && !path.contains('?') {
-            assert_eq!(unknown.await.unwrap().status, 404, "{path}");
+        if path.contains(&id) {
+            let unknown = admin.send(method, &path.replace(&id, UNKNOWN), body).await.unwrap();
+            assert_eq!(unknown.status, 404, "{path}: {}", unknown.text());
         }
     }
     let without = admin.send(Method::POST, &format!("{base}/takeover"), Some("{}".to_owned())).await.unwrap();

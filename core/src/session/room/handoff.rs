@@ -108,6 +108,13 @@ impl Room {
         self.row.stale = true;
     }
 
+    /// What went ahead of a write may be more than what came of it.
+    pub(super) fn let_row_follow(&mut self, write: &Write) {
+        if write.prepared {
+            self.mend_row();
+        }
+    }
+
     /// Whether the one who holds the session is attached here.
     fn holder_is_here(&self) -> bool {
         self.state.ended.is_none()

@@ -15,9 +15,9 @@ mod write;
 
 use std::{collections::BTreeMap, future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use chatbox_proto::{error_code::ErrorCode, ids::MessageId, status::Failure, v1};
+use chatbox_proto::{error_code::ErrorCode, status::Failure};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     time::Instant,
 };
 
@@ -42,16 +42,15 @@ use super::{
     event,
     link::{Link, Said},
     log::SessionLog,
-    queue::Place,
 };
 use crate::{
     bus::Subscription,
     domain::{
-        entry::{EndReason, Message, Sender, Seq},
+        entry::{EndReason, Seq},
         session::SessionState,
         time::Timestamp,
     },
-    store::{HandoffRow, RequestKey, Stage},
+    store::Stage,
 };
 
 /// Commands that wait for the room; senders wait beyond that.
@@ -215,7 +214,7 @@ impl Room {
     fn is_done(&self) -> bool {
         let quiet = self.subscribers.is_empty()
             && self.writes.is_idle()
-            && self.row.is_idle()
+            && (self.row.is_idle() || self.is_leaving())
             && self.reply.is_none()
             && !self.remote.as_ref().is_some_and(RemoteReply::needs_care)
             && (!self.state.needs_reply() || self.is_leaving());

@@ -5,7 +5,7 @@ use chatbox_proto::ids::MessageId;
 use super::{
     Room,
     flight::{Outcome, conflict},
-    write::Done,
+    write::{Done, Op},
 };
 use crate::{
     domain::{
@@ -92,7 +92,11 @@ pub(super) async fn lookup(log: SessionLog, head: Seq, key: Option<KeyedHash>) -
 }
 
 /// What a caller is told about its own entries.
-pub(super) fn done(entries: &[Entry]) -> Done {
+pub(super) fn done(op: &Op, entries: &[Entry]) -> Done {
+    if let Op::Handoff(_) = op {
+        // What the product says of it is no message of theirs.
+        return Done { seq: entries.first().map_or(0, |entry| entry.seq), ..Done::default() };
+    }
     let message = entries.iter().find_map(|entry| {
         if let EntryKind::Message(message) = &entry.fact.kind { Some((message.id, entry.seq)) } else { None }
     });

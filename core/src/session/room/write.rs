@@ -21,12 +21,11 @@ use super::{
 use crate::{
     domain::{
         decide::{self, NextReply, Rejection},
-        entry::{EndReason, Entry, EntryKind, Fact, FinishReason, Message, Sender, Seq},
-        session::{RunningReply, SessionState},
-        time::Timestamp,
+        entry::{EndReason, Entry, EntryKind, FinishReason, Message, Sender, Seq},
+        session::RunningReply,
     },
-    session::{error::SessionError, event, log::SessionLog},
-    store::{Append, KeyedHash, MessageKey, ReplyRow, RequestKey},
+    session::{error::SessionError, event},
+    store::{MessageKey, RequestKey},
 };
 
 /// Frames that wait for their turn; more are refused.
@@ -167,9 +166,15 @@ impl Room {
         while self.writes.in_flight.is_none() {
             let Some(write) = self.next_write() else { return };
             match self.decide(&write.op) {
-                Ok(kinds) if kinds.is_empty() => self.answer(write.origin, Ok(Done::default())),
+                Ok(kinds) if kinds.is_empty() => {
+                    self.let_row_follow(&write);
+                    self.answer(write.origin, Ok(Done::default()));
+                }
                 Ok(kinds) => self.start_append(write, kinds),
-                Err(rejection) => self.rejected(write, rejection),
+                Err(rejection) => {
+                    self.let_row_follow(&write);
+                    self.rejected(write, rejection);
+                }
             }
         }
     }
@@ -294,9 +299,8 @@ impl Room {
 
     pub(super) fn landed(&mut self, landed: Landed) {
         let Landed { write, entries, took, outcome } = landed;
-        if write.as_ref().is_some_and(|write| write.prepared) && !matches!(outcome, Outcome::Prepared(_)) {
-            // What went ahead may be more than what came of it.
-            self.mend_row();
+        if let Some(write) = write.as_ref().filter(|_| !matches!(outcome, Outcome::Prepared(_))) {
+            self.let_row_follow(write);
         }
         match outcome {
             Outcome::Done(document) => {
@@ -316,7 +320,7 @@ impl Room {
                     self.begin_reply(took);
                 }
                 if let Some(write) = write {
-                    let done = done(&entries);
+                    let done = done(&write.op, &entries);
                     self.answer(write.origin, Ok(done));
                 }
             }

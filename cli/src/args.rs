@@ -383,6 +383,15 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_done_to_a_session_without_a_reason() {
+        for line in ["queue", "show s", "takeover s", "release s", "reassign s --to bob", "end s", "audit"] {
+            assert!(parse(&format!("chatbox admin {line}")).is_err(), "{line}");
+            assert!(parse(&format!("chatbox admin {line} --reason why --user ann --json")).is_ok(), "{line}");
+        }
+        assert!(parse("chatbox admin reassign s --reason why").is_err());
+    }
+
+    #[test]
     fn a_token_on_the_command_line_is_not_shown_again() {
         let command = parse("chatbox chat --token top.secret.token").unwrap();
         assert!(!format!("{command:?}").contains("top"));

@@ -170,8 +170,8 @@ async fn heavy_nothing_generated_comes_after_a_takeover_with_and_without_the_bus
 }
 
 #[tokio::test]
-async fn a_hold_outlives_its_core_while_the_admin_comes_back_and_lapses_when_nobody_does() {
-    let mut world = World::start("session.hold_lapse = \"5s\"").await;
+async fn heavy_a_hold_outlives_its_core_while_the_admin_comes_back_and_lapses_when_nobody_does() {
+    let mut world = World::start("session.hold_lapse = \"15s\"").await;
     let mut alice = world.cores.connect(0, "alice").await.unwrap();
     let id = alice.open(Open::default()).await.unwrap().session.unwrap().session_id;
     alice.request(Frame::RequestHelp(RequestHelp::default())).await.unwrap();

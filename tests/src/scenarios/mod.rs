@@ -21,6 +21,7 @@ mod generation_panic;
 mod generation_stop;
 mod generation_text;
 mod handoff;
+mod handoff_cli;
 mod handoff_races;
 mod headers;
 mod heavy_edge;

@@ -174,10 +174,8 @@ impl CoreApi for GrpcCore {
     }
 
     async fn call(&self, call: Call, caller: &Caller, message: Bytes) -> Result<Bytes, Failure> {
-        let path = match call.method.contains('/') {
-            true => format!("/chatbox.v1.{}", call.method),
-            false => format!("/chatbox.v1.ChatCore/{}", call.method),
-        };
+        let service = if call.method.contains('/') { "" } else { "ChatCore/" };
+        let path = format!("/chatbox.v1.{service}{}", call.method);
         self.unary(&path, request(caller, message)?).await.map_err(|status| {
             let mut failure = failure(&status);
             failure.outcome_unknown |= call.writes && is_core_unavailable(&failure);

@@ -352,13 +352,15 @@ mod tests {
             let mut held = false;
             let mut unanswerable = Vec::new();
             for entry in &log {
-                match &entry.fact.kind {
-                    EntryKind::TakenOver { .. } => held = true,
-                    EntryKind::Released { .. } => held = false,
-                    EntryKind::Message(m) if held => unanswerable.push(m.id),
-                    EntryKind::Message(m) => messages.push(m.id),
-                    EntryKind::ReplyStarted(_) | EntryKind::ReplyFinished(_) => prop_assert!(!held),
-                    _ => {}
+                let kind = &entry.fact.kind;
+                if let EntryKind::TakenOver { .. } | EntryKind::Released { .. } = kind {
+                    held = matches!(kind, EntryKind::TakenOver { .. });
+                }
+                if let EntryKind::Message(m) = kind {
+                    if held { unanswerable.push(m.id) } else { messages.push(m.id) }
+                }
+                if let EntryKind::ReplyStarted(_) | EntryKind::ReplyFinished(_) = kind {
+                    prop_assert!(!held);
                 }
                 if let EntryKind::ReplyStarted(r) = &entry.fact.kind {
                     started.push((r.id, entry.seq));

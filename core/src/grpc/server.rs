@@ -227,7 +227,8 @@ impl GrpcServer {
                 .serve_with_incoming_shutdown(incoming(listener), stop.cancelled_owned())
                 .await
         };
-        tokio::try_join!(main, team)?;
+        // Boxed: each holds a whole server.
+        tokio::try_join!(Box::pin(main), Box::pin(team))?;
         Ok(())
     }
 }

@@ -177,13 +177,11 @@ impl Room {
     /// Nobody has written the row for a while.
     pub(super) fn stands_still(&mut self, row: HandoffRow) {
         let fits = self.stage().as_ref().map(std::mem::discriminant) == Some(std::mem::discriminant(&row.stage));
-        match row.stage {
-            _ if !fits => self.mend_row(),
-            Stage::Held if !self.holder_is_here() => {
-                let lapse = Op::Handoff(Handoff::Lapse(self.state.epoch));
-                self.writes.push(Write::new(lapse, Origin::Nobody));
-            }
-            Stage::Held | Stage::Waiting { .. } => {}
+        if !fits {
+            self.mend_row();
+        } else if row.stage == Stage::Held && !self.holder_is_here() {
+            let lapse = Op::Handoff(Handoff::Lapse(self.state.epoch));
+            self.writes.push(Write::new(lapse, Origin::Nobody));
         }
     }
 
@@ -268,10 +266,11 @@ impl Room {
 
     /// The work that writes the row ahead of this, if it needs one and it will be done.
     pub(super) fn write_ahead(&self, write: &Write) -> Option<Stage> {
-        let stage = match &write.op {
-            Op::Handoff(Handoff::RequestHelp(_)) => Stage::Waiting { since: crate::domain::time::Timestamp::now() },
-            Op::Handoff(Handoff::Act(Act::TakeOver, _)) => Stage::Held,
-            _ => return None,
+        let Op::Handoff(handoff) = &write.op else { return None };
+        let stage = match handoff {
+            Handoff::RequestHelp(_) => Stage::Waiting { since: crate::domain::time::Timestamp::now() },
+            Handoff::Act(Act::TakeOver, _) => Stage::Held,
+            Handoff::Act(Act::Release(_) | Act::Reassign(..) | Act::End, _) | Handoff::Lapse(_) => return None,
         };
         let something = self.decide(&write.op).is_ok_and(|kinds| !kinds.is_empty());
         (something && !write.prepared).then_some(stage)

@@ -238,7 +238,7 @@ pub(crate) fn limits() -> SessionLimits {
         checkpoint: Duration::from_millis(10),
         store_call: Duration::from_secs(5),
         reply_lapse: Duration::from_secs(10),
-        hold_lapse: Duration::from_secs(20),
+        hold_lapse: Duration::from_secs(8),
         offline_notice: "nobody is online".into(),
         away_jitter: Duration::from_millis(100),
     }

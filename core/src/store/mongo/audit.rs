@@ -20,10 +20,8 @@ use crate::{
 
 fn row(found: &RawDocument) -> Result<AuditRow, Fault> {
     let text = |field: &'static str| found.get_str(field).map(str::to_owned).map_err(|_| Fault::Corrupt(field));
-    let session_id = match document::has(found, "session")? {
-        true => Some(SessionId::from_bytes(document::id(found, "session")?)),
-        false => None,
-    };
+    let named = document::has(found, "session")?;
+    let session_id = if named { Some(SessionId::from_bytes(document::id(found, "session")?)) } else { None };
     Ok(AuditRow {
         seq: document::seq(found, "_id")?,
         at: Timestamp::from_millis(found.get_i64("at").map_err(|_| Fault::Corrupt("at"))?),

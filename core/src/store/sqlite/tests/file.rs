@@ -87,6 +87,20 @@ fn a_file_of_a_newer_version_is_refused_and_left_alone() {
     assert_eq!(db.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0)).unwrap(), 99);
 }
 
+#[tokio::test]
+async fn a_file_of_the_first_version_opens_and_has_what_came_later() {
+    let fixture = SqliteFixture::new();
+    let path = fixture.path();
+    fixture.store.close().await;
+    let db = Connection::open(&path).unwrap();
+    db.execute_batch("DROP TABLE handoffs; DROP TABLE audit; PRAGMA user_version = 1").unwrap();
+    drop(db);
+    let store = SqliteStore::open(&path, &SqliteOptions::default()).unwrap();
+    assert_eq!(crate::store::HandoffStore::waiting(&store, 10).await.unwrap(), []);
+    assert_eq!(crate::store::AuditStore::last_audit(&store).await.unwrap(), None);
+    store.close().await;
+}
+
 /// Until the threads of a dropped store are gone.
 fn wait_for_lock(path: &Path) {
     let deadline = Instant::now() + Duration::from_secs(10);

@@ -276,9 +276,12 @@ async fn the_queue_is_watched_as_it_is_and_as_it_changes() {
     let first = alice.open(Open::default()).await.unwrap().session.unwrap().session_id;
     alice.request(ask()).await.unwrap();
     // Nobody of the team has shown up yet.
-    entry(&mut alice, "the notice", |kind| matches!(kind, Kind::Message(m) if m.text.contains("Nobody of the team")))
-        .await;
-    help(&mut alice, 1).await;
+    let notice = |event: &Event| {
+        matches!(event, Event::Entry(entry) if matches!(&entry.kind, Some(Kind::Message(m))
+            if m.text.contains("Nobody of the team")))
+    };
+    alice.until_seen("the notice", notice).await.unwrap();
+    alice.until_seen("a place", |event| matches!(event, Event::Help(help) if help.position == 1)).await.unwrap();
     let request = WatchSessionsRequest { reason: "my shift".to_owned(), ..WatchSessionsRequest::default() };
     let mut events = stack.team("bob").unwrap().watch_sessions(request).await.unwrap().into_inner();
     let mut seen = async |what: &str, is_it: &dyn Fn(&watch_sessions_response::Event) -> bool| {

@@ -224,7 +224,7 @@ pub(crate) enum SessionsAction {
     },
 }
 
-/// Operate a running instance. Needs a token with the role chat_admin or admin; with a data folder one is made.
+/// Operate a running instance. Needs a token with the role `chat_admin` or `admin`; with a data folder one is made.
 ///
 /// Everything is written into the audit trail before it is done, with the reason that you give.
 #[derive(Debug, Clone, clap::Args)]
@@ -309,7 +309,7 @@ pub(crate) enum AdminAction {
         /// Why; kept in the audit trail, 1 to 500 bytes.
         #[arg(long, value_name = "TEXT")]
         reason: String,
-        /// Like 'actor = "ann" AND create_time >= "2026-01-01T00:00:00Z"'; also over action and session_id.
+        /// Like `actor = "ann" AND create_time >= "2026-01-01T00:00:00Z"`; also over `action` and `session_id`.
         #[arg(long, value_name = "FILTER", default_value = "", hide_default_value = true)]
         filter: String,
         /// At most this many.

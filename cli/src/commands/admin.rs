@@ -103,7 +103,7 @@ fn show(found: &ChatAdminGetSessionResponse, as_json: bool) -> Result<()> {
 fn table(sessions: &[Session]) -> String {
     let mut table = Table::new(["SESSION", "PLACE", "HELP", "HELD BY", "SINCE", "OWNER", "STATUS", "NAME"]);
     for session in sessions {
-        let help = session.help.clone().unwrap_or_default();
+        let help = session.help.unwrap_or_default();
         let place = if help.position == 0 { String::new() } else { help.position.to_string() };
         let state = match help.state() {
             HelpState::Requested => "waiting",

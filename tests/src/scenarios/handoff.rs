@@ -43,7 +43,7 @@ fn releasing(session_id: &str) -> ReleaseRequest {
 
 async fn help(client: &mut Client, position: u32) -> v1::Help {
     let placed = |event: &Event| match event {
-        Event::Help(help) if help.position == position => Some(help.clone()),
+        Event::Help(help) if help.position == position => Some(*help),
         _ => None,
     };
     client.until(&format!("place {position}"), placed).await.unwrap()

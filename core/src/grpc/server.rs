@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use chatbox_proto::{
     FILE_DESCRIPTOR_SET,
+    spans::Tracer,
     token::Verifier,
     v1::{admin::chat_admin_server::ChatAdminServer, core::chat_core_server::ChatCoreServer},
 };
@@ -18,10 +19,12 @@ use super::{
     auth::Authenticator,
     core::{CoreService, FrameLimits},
     details::DetailsLayer,
+    generate::{Generate, GenerateLimits},
     limits::StreamsByUser,
     page::PageSizes,
 };
 use crate::{
+    generate::Generator,
     llm::registry::Models,
     metrics::Metrics,
     seal::KeyRing,
@@ -74,6 +77,8 @@ pub struct GrpcLimits {
     pub heartbeat: Duration,
     /// Sizes of pages.
     pub pages: PageSizes,
+    /// Limits of `Generate` streams.
+    pub generate: GenerateLimits,
 }
 
 impl GrpcLimits {
@@ -101,6 +106,8 @@ pub struct Services {
     pub rotation: Rotation,
     /// Models.
     pub models: Models,
+    /// Turns without a session.
+    pub generator: Generator,
     /// Tokens.
     pub verifier: Arc<Verifier>,
     /// For page tokens.
@@ -109,6 +116,8 @@ pub struct Services {
     pub limits: GrpcLimits,
     /// Figures.
     pub metrics: Metrics,
+    /// Spans.
+    pub tracer: Tracer,
     /// Where the tasks of streams are counted.
     pub tasks: TaskTracker,
     /// Cancelled when the server begins to leave.
@@ -159,7 +168,20 @@ impl GrpcServer {
         stop: CancellationToken,
     ) -> Result<(), ServeError> {
         let Self { services, health, tls } = self;
-        let Services { sessions, audit, rotation, models, verifier, ring, limits, metrics, tasks, leaving } = services;
+        let Services {
+            sessions,
+            audit,
+            rotation,
+            models,
+            generator,
+            verifier,
+            ring,
+            limits,
+            metrics,
+            tracer,
+            tasks,
+            leaving,
+        } = services;
         let authenticator = Authenticator::new(verifier);
         let sealer = Arc::new(ring.page_token_sealer());
         let rate = CallRate::new(limits.admin_calls_per_minute);
@@ -187,6 +209,7 @@ impl GrpcServer {
             tasks,
             leaving,
             metrics: metrics.clone(),
+            generate: Generate::new(generator, limits.generate),
         };
         let core = ChatCoreServer::new(core).max_decoding_message_size(limits.message_bytes);
         let admin = ChatAdminServer::new(admin).max_decoding_message_size(limits.message_bytes);
@@ -202,7 +225,7 @@ impl GrpcServer {
         };
         let v1 = reflection().build_v1()?;
         let v1alpha = reflection().build_v1alpha()?;
-        let layer = DetailsLayer { metrics: metrics.clone(), call_timeout: limits.call_timeout };
+        let layer = DetailsLayer { metrics: metrics.clone(), tracer, call_timeout: limits.call_timeout };
         let (beside, own) = match admin_listener {
             None => (Some(admin), None),
             Some(listener) => (None, Some((admin, listener))),

@@ -15,7 +15,7 @@ mod write;
 
 use std::{collections::BTreeMap, future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use chatbox_proto::{error_code::ErrorCode, status::Failure};
+use chatbox_proto::{error_code::ErrorCode, status::Failure, trace::TraceContext};
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -97,6 +97,8 @@ pub(super) struct Room {
     marked_at: Option<Instant>,
     writes: Writes,
     reply: Option<LiveReply>,
+    /// Where the last message that came in here belongs in a trace: the next reply answers it.
+    trace: Option<TraceContext>,
     renewal: Option<Renewal>,
     row: RowCare,
     /// What others were told last about the session's row.
@@ -139,6 +141,7 @@ impl Room {
             marked_at: None,
             writes: Writes::default(),
             reply: None,
+            trace: None,
             renewal: None,
             row: RowCare::default(),
             announced: None,
@@ -286,7 +289,10 @@ impl Room {
             Frame::Send(_) | Frame::EndSession | Frame::RequestHelp(_) if self.writes.is_full() => {
                 self.answer(origin, Err(too_many_writes()));
             }
-            Frame::Send(message) => self.writes.push(Write::new(Op::Send(Box::new(message)), origin)),
+            Frame::Send(message) => {
+                self.trace = self.subscribers.trace(subscriber);
+                self.writes.push(Write::new(Op::Send(Box::new(message)), origin));
+            }
             Frame::EndSession => {
                 self.writes.push(Write::new(Op::End { by: sender, reason: EndReason::User }, origin));
             }

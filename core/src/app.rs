@@ -15,7 +15,7 @@ use tokio::{net::TcpListener, sync::watch as channel, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    configured::{grpc_limits, listen, listen_operators, open_store, server_tls, session_limits},
+    configured::{grpc_limits, listen, listen_admin, listen_operators, open_store, server_tls, session_limits},
     peers::Peers,
 };
 use crate::{
@@ -31,13 +31,17 @@ use crate::{
     session::{
         Directory, Parts, Sessions,
         alerts::{Alerts, Starts},
+        audit::AuditTrail,
         rotation::Rotation,
         verify::Verifier as PayloadVerifier,
     },
     store::SessionStore,
 };
 
-pub use crate::session::verify::{Finding, Verified};
+pub use crate::session::{
+    audit::Audited,
+    verify::{Finding, Verified},
+};
 
 /// How often the store is asked whether it serves.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
@@ -59,6 +63,7 @@ pub struct App {
     streams: TaskTracker,
     leaving: CancellationToken,
     grpc: TcpListener,
+    admin: Option<TcpListener>,
     operators: Option<TcpListener>,
 }
 
@@ -106,7 +111,7 @@ impl App {
         let store = wrap(stores.sessions);
         let outbox = stores.outbox;
         let secret = match seal::self_test(&ring, &*store).await {
-            Ok(secret) => secret,
+            Ok(secret) => Arc::new(secret),
             Err(error) => {
                 store.close().await;
                 return Err(error).context("keys.ring: the self-test failed");
@@ -115,15 +120,17 @@ impl App {
         // The listeners last, so that a port that listens is a core that can serve.
         let bound = async {
             let peers = Box::pin(Peers::join(&config, store.clone(), &ring)).await?;
-            match listen("listen", config.listen).and_then(|grpc| Ok((grpc, listen_operators(&config)?))) {
-                Ok((grpc, operators)) => anyhow::Ok((peers, grpc, operators)),
+            let listeners =
+                || Ok((listen("listen", config.listen)?, listen_admin(&config)?, listen_operators(&config)?));
+            match listeners() {
+                Ok((grpc, admin, operators)) => anyhow::Ok((peers, grpc, admin, operators)),
                 Err(error) => {
                     peers.leave().await;
                     Err(error)
                 }
             }
         };
-        let (peers, grpc, operators) = match bound.await {
+        let (peers, grpc, admin, operators) = match bound.await {
             Ok(bound) => bound,
             Err(error) => {
                 store.close().await;
@@ -139,10 +146,11 @@ impl App {
         let (streams, leaving) = (TaskTracker::new(), CancellationToken::new());
         let directory = Directory::new(Parts {
             store: store.clone(),
+            handoffs: stores.handoffs,
             bus: peers.bus.clone(),
             models: models.clone(),
             ring: ring.clone(),
-            secret,
+            secret: secret.clone(),
             limits: session_limits(&config),
             metrics: metrics.clone(),
         });
@@ -152,6 +160,7 @@ impl App {
         let generator = Generator::new(models.clone());
         let services = Services {
             sessions: Sessions::new(directory.clone()),
+            audit: AuditTrail::new(stores.audit, secret, call),
             rotation: Rotation::new(store.clone(), ring.clone(), peers.register.clone(), call),
             models: models.clone(),
             generator: generator.clone(),
@@ -179,6 +188,7 @@ impl App {
             streams,
             leaving,
             grpc,
+            admin,
             operators,
         })
     }
@@ -189,6 +199,12 @@ impl App {
     /// When the system does not tell.
     pub fn grpc_addr(&self) -> std::io::Result<SocketAddr> {
         self.grpc.local_addr()
+    }
+
+    /// Where admins connect to, if that is a place of its own.
+    #[must_use]
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
     /// Where `/metrics` is, if it is served.
@@ -217,6 +233,7 @@ impl App {
             streams,
             leaving,
             grpc,
+            admin,
             operators,
         } = self;
         let health = server.health();
@@ -227,7 +244,7 @@ impl App {
         let ready = operators::Ready::default();
 
         let background = TaskTracker::new();
-        let mut serving = background.spawn(server.serve(grpc, stop_accepting.clone()));
+        let mut serving = background.spawn(server.serve(grpc, admin, stop_accepting.clone()));
         if let Some(listener) = operators {
             let serve = operators::serve(listener, metrics.clone(), ready.clone(), stop.clone());
             background.spawn(serve);
@@ -391,6 +408,22 @@ pub async fn verify_payloads(
     };
     let verified = verified.await;
     store.close().await;
+    verified
+}
+
+/// Follows the chain of the audit trail of a configuration, for `audit verify`. An embedded store must not be open elsewhere.
+///
+/// # Errors
+/// When the store or the ring cannot be opened, or the store fails meanwhile; faults of the trail are none.
+pub async fn verify_audit(config: &Config) -> anyhow::Result<Audited> {
+    let ring = KeyRing::from_config(config.keys.primary_id().unwrap_or_default(), config.keys.pairs())?;
+    let stores = open_store(config).await?;
+    let verified = async {
+        let secret = seal::self_test(&ring, &*stores.sessions).await.context("keys.ring: the self-test failed")?;
+        Ok(AuditTrail::new(stores.audit, Arc::new(secret), config.store.call_timeout).verify().await?)
+    };
+    let verified = verified.await;
+    stores.sessions.close().await;
     verified
 }
 

@@ -81,6 +81,22 @@ impl Default for LimitsConfig {
     }
 }
 
+/// The calls of the team.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdminConfig {
+    /// Where `ChatAdmin` is served, and nowhere else then; empty: beside the other services at `listen`. Default empty.
+    pub listen: String,
+    /// Calls of one admin: 1 to 100,000 a minute. Default 300.
+    pub calls_per_minute: u32,
+}
+
+impl Default for AdminConfig {
+    fn default() -> Self {
+        Self { listen: String::new(), calls_per_minute: 300 }
+    }
+}
+
 /// `Generate` streams: text for services, without sessions. Frames per second and malformed ones are those of `limits`, the
 /// queue of events that of `session`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

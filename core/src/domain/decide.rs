@@ -5,6 +5,7 @@ use chatbox_proto::ids::MessageId;
 
 use super::{
     entry::{EndReason, EntryKind, FinishReason, Message, ReplyFinished, ReplyStarted, Sender, SenderRole, Usage},
+    handoff,
     session::{Responder, RunningReply, SessionState},
 };
 
@@ -23,6 +24,15 @@ pub enum Rejection {
     /// The reply is not the one that runs.
     #[error("the reply does not run")]
     NotRunning,
+    /// Another admin holds the session.
+    #[error("another admin holds the session")]
+    Held,
+    /// Nobody holds the session.
+    #[error("nobody holds the session")]
+    NotHeld,
+    /// Nobody is the other side of a conversation of their own.
+    #[error("the session is the admin's own")]
+    OwnSession,
 }
 
 /// A reply that may be started along with a decision.
@@ -61,6 +71,9 @@ pub fn send(
     max_unanswered: usize,
 ) -> Result<Vec<EntryKind>, Rejection> {
     open_ended(state)?;
+    if message.sender.role == SenderRole::Admin {
+        handoff::may_write(state, &message.sender)?;
+    }
     let wants_reply = message.sender.role == SenderRole::User && state.responder == Responder::Assistant;
     if wants_reply && state.unanswered.len() >= max_unanswered {
         return Err(Rejection::TooManyUnanswered);
@@ -115,6 +128,18 @@ pub fn end(
     next: NextReply,
 ) -> Result<Vec<EntryKind>, Rejection> {
     open_ended(state)?;
+    let mut entries = cut_all(state, FinishReason::Cancelled, ending, next);
+    entries.push(EntryKind::Ended { by, reason });
+    Ok(entries)
+}
+
+/// Ends the running reply as `ending` says, and gives what still waits a reply that is over before its first word.
+pub(super) fn cut_all(
+    state: &SessionState,
+    reason: FinishReason,
+    ending: impl FnOnce() -> Ending,
+    next: NextReply,
+) -> Vec<EntryKind> {
     let mut entries = Vec::new();
     if let Some(running) = &state.running {
         entries.push(finish(running, ending()));
@@ -127,14 +152,13 @@ pub fn end(
             id,
             started_seq,
             text: String::new(),
-            finish: FinishReason::Cancelled,
+            finish: reason,
             usage: Usage::default(),
             provider_request_id: None,
             model,
         }));
     }
-    entries.push(EntryKind::Ended { by, reason });
-    Ok(entries)
+    entries
 }
 
 /// The session ends, if it has not, and a fence says that its content is being destroyed: nothing follows it.
@@ -200,6 +224,10 @@ mod tests {
 
     fn visitor() -> Sender {
         Sender { role: SenderRole::User, user_id: "alice".into(), display_name: String::new() }
+    }
+
+    fn admin() -> Sender {
+        Sender { role: SenderRole::Admin, user_id: "bob".into(), display_name: String::new() }
     }
 
     fn message(text: &str) -> Message {
@@ -336,6 +364,10 @@ mod tests {
         Send { leaving: bool },
         Finish(FinishReason),
         Answer,
+        TakeOver,
+        AdminSend,
+        Release,
+        Lapse,
         End,
     }
 
@@ -345,13 +377,18 @@ mod tests {
             3 => prop::sample::select(vec![FinishReason::Stop, FinishReason::Cancelled, FinishReason::Interrupted])
                 .prop_map(Step::Finish),
             2 => Just(Step::Answer),
+            1 => Just(Step::TakeOver),
+            1 => Just(Step::AdminSend),
+            1 => Just(Step::Release),
+            1 => Just(Step::Lapse),
             1 => Just(Step::End),
         ]
     }
 
     proptest! {
-        /// Invariant 4, whatever happens in whatever order: each accepted message is named by exactly one reply with exactly
-        /// one terminal outcome, once the session has ended and nothing is left to do.
+        /// Invariants 4 and 6, whatever happens in whatever order: each accepted message is named by exactly one reply with
+        /// exactly one terminal outcome once the session has ended and nothing is left to do, unless it was sent while a
+        /// person held the session, and then by none; and nothing is generated while a person holds it.
         #[test]
         fn each_message_is_answered_by_exactly_one_finished_reply(steps in prop::collection::vec(step(), 0..60)) {
             let (mut state, mut log) = (empty(), Vec::new());
@@ -363,6 +400,12 @@ mod tests {
                         None => Err(Rejection::NotRunning),
                     },
                     Step::Answer => Ok(answer(&state, new_reply())),
+                    Step::TakeOver => {
+                        handoff::take_over(&state, "alice", &admin(), || ending(FinishReason::Superseded), new_reply())
+                    }
+                    Step::AdminSend => send(&state, Message { sender: admin(), ..message("a") }, next(), MAX),
+                    Step::Release => handoff::release(&state, &admin(), handoff::Reach::Own),
+                    Step::Lapse => Ok(handoff::lapse(&state, state.epoch)),
                     Step::End => end(&state, None, EndReason::Idle, || ending(FinishReason::Cancelled), new_reply()),
                 };
                 if let Ok(kinds) = decided {
@@ -374,9 +417,18 @@ mod tests {
             let mut finished: HashMap<MessageId, u32> = HashMap::new();
             let mut started = Vec::new();
             let mut messages = Vec::new();
+            let mut held = false;
+            let mut unanswerable = Vec::new();
             for entry in &log {
-                if let EntryKind::Message(m) = &entry.fact.kind {
-                    messages.push(m.id);
+                let kind = &entry.fact.kind;
+                if let EntryKind::TakenOver { .. } | EntryKind::Released { .. } = kind {
+                    held = matches!(kind, EntryKind::TakenOver { .. });
+                }
+                if let EntryKind::Message(m) = kind {
+                    if held { unanswerable.push(m.id) } else { messages.push(m.id) }
+                }
+                if let EntryKind::ReplyStarted(_) | EntryKind::ReplyFinished(_) = kind {
+                    prop_assert!(!held);
                 }
                 if let EntryKind::ReplyStarted(r) = &entry.fact.kind {
                     started.push((r.id, entry.seq));
@@ -389,6 +441,7 @@ mod tests {
                     prop_assert!(started.contains(&(r.id, r.started_seq)));
                 }
             }
+            for id in unanswerable { prop_assert_eq!(answered.get(&id), None); }
             for id in messages { prop_assert_eq!(answered.get(&id), Some(&1)); }
             for (id, _) in started { prop_assert_eq!(finished.get(&id), Some(&1)); }
             prop_assert!(!state.is_unfinished());

@@ -15,6 +15,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use super::{
+    admin::Gate,
     auth::{self, Authenticator},
     chat::Connection,
     convert,
@@ -65,6 +66,8 @@ pub(super) struct CoreService {
     pub(super) tasks: TaskTracker,
     pub(super) leaving: CancellationToken,
     pub(super) metrics: Metrics,
+    /// For admins who open somebody else's session.
+    pub(super) gate: Gate,
     pub(super) generate: Generate,
 }
 

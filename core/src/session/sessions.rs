@@ -9,15 +9,15 @@ use super::{
     event,
     history::{Bounds, HistoryReader, Page},
     log,
-    room::{Attach, Command, RoomHandle, SubscriberId},
+    room::{Act, Attach, Command, RoomHandle, SubscriberId},
 };
 use crate::{
     domain::{
-        entry::{Sender, Seq},
+        entry::{Sender, SenderRole, Seq},
         session::SessionState,
         time::Timestamp,
     },
-    store::{Created, Header, NewSession, RequestKey, SessionQuery, SlotRule},
+    store::{Created, HandoffStore, Header, NewSession, RequestKey, SessionQuery, SlotRule},
 };
 
 /// Looks for a session of one's own give up after so many tries: each failure means that a session ended or a room closed
@@ -95,6 +95,85 @@ impl Sessions {
         }
         let header = self.owned(caller, id).await?;
         self.directory.room_of(header).await
+    }
+
+    /// Whose session it is, for whoever decides in which capacity the caller may see it.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`; failures of the store.
+    pub async fn owner(&self, id: SessionId) -> Result<String, Failure> {
+        if let Some(room) = self.directory.live(id) {
+            return Ok(room.owner().to_owned());
+        }
+        self.directory.header(id).await?.map(|header| header.owner).ok_or_else(Failure::session_not_found)
+    }
+
+    /// Any session, for admins.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`; failures of the store.
+    pub async fn inspect(&self, id: SessionId) -> Result<v1::Session, Failure> {
+        let header = self.directory.header(id).await?.ok_or_else(Failure::session_not_found)?;
+        self.wire(&header).await
+    }
+
+    /// Messages of any session, for admins: the newest page below `before`, oldest first.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`; failures of the store.
+    pub async fn inspect_messages(
+        &self,
+        id: SessionId,
+        before: Option<Seq>,
+        limit: usize,
+    ) -> Result<MessagePage, Failure> {
+        let header = self.directory.header(id).await?.ok_or_else(Failure::session_not_found)?;
+        self.page_before(&header, before, 0, limit).await
+    }
+
+    pub(super) fn complete(&self, id: SessionId, session: &mut v1::Session) {
+        self.directory.shared.queue.complete(id, session);
+    }
+
+    pub(super) fn handoffs(&self) -> &dyn HandoffStore {
+        &*self.directory.shared.handoffs
+    }
+
+    pub(super) fn call_limit(&self) -> std::time::Duration {
+        self.directory.shared.limits.store_call
+    }
+
+    pub(super) fn report(&self, error: &super::SessionError, what: &'static str) -> Failure {
+        self.directory.shared.report(error, what)
+    }
+
+    /// Somebody of the team has shown up.
+    pub fn team_is_there(&self) {
+        self.directory.shared.queue.team_is_there();
+    }
+
+    /// What an admin does to a session. `request_id` names the call: repeated, it is the same call, and nothing is done again.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, `FAILED_PRECONDITION` with what stands in the way, `ALREADY_EXISTS` `REQUEST_ID_REUSED`, failures of the
+    /// store.
+    pub async fn act(&self, admin: &Sender, id: SessionId, act: Act, request_id: &str) -> Result<v1::Session, Failure> {
+        let secret = &self.directory.shared.secret;
+        let request = (!request_id.is_empty()).then(|| RequestKey {
+            id: secret.hash("admin call", &[admin.user_id.as_bytes(), request_id.as_bytes()]),
+            content: secret.hash("admin call content", &[format!("{act:?}").as_bytes()]),
+        });
+        for _ in 0..TRIES {
+            let room = self.directory.room(id).await?;
+            let (done, answer) = oneshot::channel();
+            let command = Command::Act { act: act.clone(), by: admin.clone(), request: request.clone(), done };
+            if room.command(command).await.is_ok()
+                && let Ok(result) = answer.await
+            {
+                return result;
+            }
+        }
+        Err(super::error::shutting_down())
     }
 
     /// Makes a session.
@@ -181,7 +260,9 @@ impl Sessions {
         if state.erased {
             return Err(Failure::session_not_found());
         }
-        Ok(event::wire_session(&header.id.to_string(), &header.owner, header.created_at, &state))
+        let mut session = event::wire_session(&header.id.to_string(), &header.owner, header.created_at, &state);
+        self.directory.shared.queue.complete(header.id, &mut session);
+        Ok(session)
     }
 
     /// A page of the caller's sessions, latest activity first.
@@ -240,9 +321,19 @@ impl Sessions {
         limit: usize,
     ) -> Result<MessagePage, Failure> {
         let header = self.owned(caller, id).await?;
+        self.page_before(&header, before, after, limit).await
+    }
+
+    async fn page_before(
+        &self,
+        header: &Header,
+        before: Option<Seq>,
+        after: Seq,
+        limit: usize,
+    ) -> Result<MessagePage, Failure> {
         let read = async {
-            let log = self.directory.log(&header)?;
-            let head = log.call(log.store.head(id)).await?;
+            let log = self.directory.log(header)?;
+            let head = log.call(log.store.head(header.id)).await?;
             let page =
                 HistoryReader::new(&log).page_before(before.unwrap_or(head + 1), after, page_bounds(limit)).await?;
             let mut page = message_page(page, head);
@@ -342,6 +433,7 @@ impl Sessions {
         let erased = |failure: &Failure| session.is_none() && failure.code == ErrorCode::NotFound;
         for _ in 0..TRIES {
             let found = match session {
+                Some(id) if caller.role == SenderRole::Admin => self.directory.room(id).await.map(|room| (room, false)),
                 Some(id) => self.owned_room(&caller.user_id, id).await.map(|room| (room, false)),
                 None => {
                     let (header, created) = self.active_or_new(&caller.user_id, model).await?;

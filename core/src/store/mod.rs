@@ -3,9 +3,11 @@
 //! A store sees sealed bytes, ids, owners, numbers and times; never text. It knows nothing of rooms, replies or providers:
 //! it keeps what it is given, atomically where the contract says so, and says truthfully whether it did.
 
+pub mod audit;
 #[cfg(test)]
 mod conformance;
 pub mod error;
+pub mod handoff;
 pub mod mongo;
 pub mod outbox;
 pub mod sqlite;
@@ -15,8 +17,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use chatbox_proto::ids::{MessageId, SessionId};
 
-pub use self::error::{StoreError, StoreErrorKind};
 use self::outbox::OutboxStore;
+pub use self::{
+    audit::{AuditQuery, AuditRow, AuditStore},
+    error::{StoreError, StoreErrorKind},
+    handoff::{HandoffRow, HandoffStore, Stage},
+};
 use crate::domain::{entry::Seq, time::Timestamp};
 
 /// Names one attempt to append, so that an attempt whose outcome is unknown can be looked up.
@@ -231,11 +237,21 @@ pub struct Stores {
     pub sessions: Arc<dyn SessionStore>,
     /// Alerts on their way.
     pub outbox: Arc<dyn OutboxStore>,
+    /// Which sessions wait for a person, and which are held by one.
+    pub handoffs: Arc<dyn HandoffStore>,
+    /// The audit trail.
+    pub audit: Arc<dyn AuditStore>,
 }
 
-impl<S: SessionStore + OutboxStore> From<Arc<S>> for Stores {
+impl<S: SessionStore + OutboxStore + HandoffStore + AuditStore> From<S> for Stores {
+    fn from(store: S) -> Self {
+        Arc::new(store).into()
+    }
+}
+
+impl<S: SessionStore + OutboxStore + HandoffStore + AuditStore> From<Arc<S>> for Stores {
     fn from(store: Arc<S>) -> Self {
-        Self { sessions: store.clone(), outbox: store }
+        Self { sessions: store.clone(), outbox: store.clone(), handoffs: store.clone(), audit: store }
     }
 }
 

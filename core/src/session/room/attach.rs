@@ -23,7 +23,7 @@ use tokio::{sync::oneshot, time::Instant};
 use super::Room;
 use crate::{
     domain::{
-        entry::{Sender, Seq},
+        entry::{Sender, SenderRole, Seq},
         time::Timestamp,
     },
     session::{
@@ -130,6 +130,12 @@ impl Subscribers {
             }
         }
         senders
+    }
+
+    /// Whether an admin is attached: this one, or any.
+    pub(super) fn has_admin(&self, user_id: Option<&str>) -> bool {
+        let mut admins = self.attached.iter().map(|s| &s.sender).filter(|sender| sender.role == SenderRole::Admin);
+        admins.any(|admin| user_id.is_none_or(|user_id| admin.user_id == user_id))
     }
 
     pub(super) fn trace(&self, id: SubscriberId) -> Option<TraceContext> {
@@ -346,6 +352,7 @@ impl Room {
         self.subscribers.attached.push(subscriber);
         self.broadcast_presence(None);
         self.publish_presence(false);
+        self.note_team();
         if done.send(Ok(id)).is_err() {
             self.detach(id);
         }

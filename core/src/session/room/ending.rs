@@ -9,15 +9,16 @@ use tokio::time::Instant;
 use super::{
     Room,
     flight::{InFlight, Outcome, read_tail},
-    remote::{Found, ask_to_stop, checkpoint},
+    handoff::{Act, Handoff},
+    remote::{Found, ask_to_stop, checkpoint, look},
     write::{Op, Write},
 };
 use crate::{
     domain::{
         decide::Ending,
-        entry::{Entry, EntryKind, FinishReason, Usage},
+        entry::{Entry, EntryKind, FinishReason},
     },
-    session::{link::Link, log::SessionLog},
+    session::{event, link::Link, log::SessionLog},
 };
 
 /// A core that said that it ends its reply is given so long to do it.
@@ -59,13 +60,27 @@ async fn ask_to_end(log: SessionLog, link: Link, reply: MessageId, head: u64) ->
 }
 
 impl Room {
-    /// The write, unless it ends the session and a reply runs in another core: that one is asked first.
+    /// The write, unless it cuts a reply that runs in another core: that one is asked first. For an end it is to end the
+    /// reply; a takeover ends it by itself, in the same append, and only wants to know how far it is.
     pub(super) fn ask_first(&mut self, mut write: Write) -> Option<Write> {
         let ends = matches!(write.op, Op::End { .. } | Op::Erase { .. });
-        let Some(remote) = self.remote.as_ref().filter(|_| ends && write.asked < ASKS) else { return Some(write) };
-        write.asked += 1;
-        let work = ask_to_end(self.log.clone(), self.link.clone(), remote.id(), self.state.head);
-        self.writes.in_flight = Some(InFlight::new(Some(write), Vec::new(), work));
+        let takes_over = matches!(write.op, Op::Handoff(Handoff::Act(Act::TakeOver, _)));
+        let asks = (ends || takes_over) && write.asked < ASKS;
+        let Some(remote) = self.remote.as_ref().filter(|_| asks) else { return Some(write) };
+        let (log, link, reply) = (self.log.clone(), self.link.clone(), remote.id());
+        if ends {
+            write.asked += 1;
+            let work = ask_to_end(log, link, reply, self.state.head);
+            self.writes.in_flight = Some(InFlight::new(Some(write), Vec::new(), work));
+        } else {
+            write.asked = ASKS;
+            let (known, boot_id) = (event::length(&remote.text), self.shared.boot_id);
+            let work = async move {
+                let left = Some(look(log, link, reply, known, boot_id).await);
+                Outcome::Asked(Asked { reply, tail: Vec::new(), left })
+            };
+            self.writes.in_flight = Some(InFlight::new(Some(write), Vec::new(), work));
+        }
         None
     }
 
@@ -88,17 +103,7 @@ impl Room {
     /// What the end of the session keeps of the reply that runs: all of it when it runs here. Of one that runs elsewhere and
     /// was not ended there, what is known here, which may be less than was shown.
     pub(super) fn cut_short(&self) -> Ending {
-        match (&self.reply, &self.remote) {
-            (Some(live), _) => live.ending(FinishReason::Cancelled),
-            (None, Some(remote)) => remote.ending(FinishReason::Interrupted),
-            (None, None) => Ending {
-                finish: FinishReason::Interrupted,
-                text: String::new(),
-                usage: Usage::default(),
-                provider_request_id: None,
-                model: None,
-            },
-        }
+        self.cut(if self.reply.is_some() { FinishReason::Cancelled } else { FinishReason::Interrupted })
     }
 
     /// The session is erased: there is none any more for anybody who is attached, and nothing of it is kept here.

@@ -60,6 +60,8 @@ pub(super) enum Outcome {
     Failed(SessionError),
     /// A reply that runs by the log and has no task, with the text that is left of it.
     Orphan(RunningReply, String),
+    /// The row of a handoff, which goes ahead of its entries.
+    Prepared(Result<(), SessionError>),
     /// The reply moves after all.
     Alive,
     /// What came of asking the core that runs the reply to end it.

@@ -288,7 +288,7 @@ impl Room {
             return;
         }
         // The end of the session is being written with the text so far.
-        if !self.writes.ends_session() {
+        if !self.writes.cuts_reply() {
             self.extend_remote(delta.offset, &delta.text);
         }
     }

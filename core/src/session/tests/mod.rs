@@ -4,6 +4,7 @@ mod bounds;
 mod erasure;
 mod faults;
 pub(crate) mod fixture;
+mod handoff;
 mod outages;
 mod replies;
 mod resume;

@@ -117,7 +117,7 @@ impl Seat {
 }
 
 /// The paused clock of a test must stand still while a store's thread works.
-async fn held<T>(call: impl Future<Output = T>) -> T {
+pub(super) async fn held<T>(call: impl Future<Output = T>) -> T {
     let (release, released) = std::sync::mpsc::sync_channel::<()>(1);
     let held = tokio::task::spawn_blocking(move || {
         let _ = released.recv();

@@ -22,12 +22,14 @@
 //! - **Companions follow** the answer in one task's order; reads in this process that could miss them wait for it. Only
 //!   that a session needs looking after is written beside the append, so that a crash in between does not hide it.
 
+mod audit;
 mod barrier;
 mod companions;
 mod connection;
 mod document;
 mod ends;
 mod fault;
+mod handoff;
 mod log;
 mod marks;
 mod outbox;

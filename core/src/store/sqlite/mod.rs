@@ -4,8 +4,10 @@
 //! {sessions, log, replies, marks}` and are answered after the group's commit is synced; reads go through the reader
 //! threads, except those whose answer has to be final, which queue up behind the writes they ask about.
 
+mod audit;
 mod column;
 mod fault;
+mod handoff;
 mod lock;
 mod log;
 mod marks;

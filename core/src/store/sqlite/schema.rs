@@ -97,6 +97,26 @@ pub(super) const STEPS: &[&str] = &[
     // Erased sessions have no key and are in no list.
     "DROP INDEX sessions_by_activity;
     CREATE INDEX sessions_by_activity ON sessions (owner, ended, last_activity, id) WHERE length(wrapped_key) > 0;",
+    // Sessions that wait for a person or are held by one, and the audit trail.
+    "CREATE TABLE handoffs (
+        session_id    BLOB NOT NULL PRIMARY KEY CHECK (length(session_id) = 16),
+        waiting_since INTEGER,
+        mark          INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX handoffs_waiting ON handoffs (waiting_since, session_id) WHERE waiting_since IS NOT NULL;
+
+    CREATE TABLE audit (
+        seq        INTEGER NOT NULL PRIMARY KEY CHECK (seq > 0),
+        at         INTEGER NOT NULL,
+        actor      TEXT NOT NULL,
+        action     TEXT NOT NULL,
+        session_id BLOB CHECK (length(session_id) = 16),
+        sealed     BLOB NOT NULL,
+        hash       BLOB NOT NULL CHECK (length(hash) = 32)
+    ) STRICT;
+    CREATE INDEX audit_by_actor ON audit (actor, seq);
+    CREATE INDEX audit_by_action ON audit (action, seq);
+    CREATE INDEX audit_by_session ON audit (session_id, seq) WHERE session_id IS NOT NULL;",
 ];
 
 /// When a commit reaches the disk.

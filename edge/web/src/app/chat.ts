@@ -125,6 +125,14 @@ export async function stop(): Promise<void> {
   }
 }
 
+export async function requestHelp(): Promise<void> {
+  try {
+    await current?.requestHelp();
+  } catch (error) {
+    toast.value = sayError(error, 'Nobody could be asked.');
+  }
+}
+
 export function loadOlder(): void {
   void current?.loadOlder();
 }

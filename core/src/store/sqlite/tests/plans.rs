@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 use super::SqliteFixture;
-use crate::store::sqlite::{log, marks, outbox, replies, sessions};
+use crate::store::sqlite::{audit, handoff, log, marks, outbox, replies, sessions};
 
 /// The steps of a query's plan that grow with the table instead of with the answer.
 fn offences(db: &Connection, sql: &str) -> Vec<String> {
@@ -54,6 +54,14 @@ async fn every_query_is_answered_from_an_index() {
         outbox::LIST,
         outbox::SETTLE,
         outbox::PRUNE,
+        handoff::REMOVE,
+        handoff::ONE,
+        handoff::ALL,
+        audit::BY_SESSION,
+        audit::BY_ACTOR,
+        audit::BY_ACTION,
+        audit::BEFORE,
+        audit::AFTER,
     ] {
         assert_eq!(offences(&db, sql), Vec::<String>::new(), "{sql}");
     }

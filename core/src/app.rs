@@ -11,7 +11,7 @@ use tokio::{net::TcpListener, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    configured::{grpc_limits, listen, listen_operators, open_store, server_tls, session_limits},
+    configured::{budgets, grpc_limits, listen, listen_operators, open_store, server_tls, session_limits, shares},
     peers::Peers,
 };
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
     config::{Config, DrainConfig},
     grpc::{GrpcServer, Health, Services},
     keys,
+    limits::Shares,
     llm::registry::Models,
     metrics::Metrics,
     operators,
@@ -34,6 +35,9 @@ pub use crate::session::verify::{Finding, Verified};
 /// A core whose row in the register has not moved for this long is dead.
 const CORE_LAPSE: Duration = Duration::from_secs(10);
 
+/// How often the cores that are alive are counted.
+const COUNT_EVERY: Duration = Duration::from_secs(2);
+
 /// How often the store is asked whether it serves.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
@@ -47,6 +51,7 @@ pub struct App {
     server: GrpcServer,
     verifier: Arc<Verifier>,
     register: Register,
+    shares: Shares,
     metrics: Metrics,
     streams: TaskTracker,
     leaving: CancellationToken,
@@ -95,7 +100,7 @@ impl App {
             tracing::warn!(%error, "token.jwks_url: the key set could not be read, trying again later");
         }
         let stores = open_store(&config).await?;
-        let store = wrap(stores.sessions);
+        let store = wrap(stores.sessions.clone());
         let secret = match seal::self_test(&ring, &*store).await {
             Ok(secret) => secret,
             Err(error) => {
@@ -119,7 +124,10 @@ impl App {
 
         let metrics = Metrics::with_models(models.clone());
         let (streams, leaving) = (TaskTracker::new(), CancellationToken::new());
+        let shares = shares(&config);
         let directory = Directory::new(Parts {
+            budgets: budgets(&config, stores.budgets, &models, &metrics),
+            shares: shares.clone(),
             store: store.clone(),
             bus: peers.bus.clone(),
             models: models.clone(),
@@ -150,6 +158,7 @@ impl App {
             server,
             verifier,
             register,
+            shares,
             metrics,
             streams,
             leaving,
@@ -185,6 +194,7 @@ impl App {
             server,
             verifier,
             register,
+            shares,
             metrics,
             streams,
             leaving,
@@ -211,6 +221,7 @@ impl App {
         background.spawn(directory.clone().run(stop.clone()));
         let entry = register.clone();
         background.spawn(until(stop.clone(), async move { entry.keep().await }));
+        background.spawn(until(stop.clone(), count_cores(register.clone(), shares)));
         background.spawn(until(stop.clone(), async move { verifier.keep_fresh().await }));
         let probe = Probe {
             store: store.clone(),
@@ -351,6 +362,19 @@ pub async fn verify_payloads(
     let verified = verified.await;
     store.close().await;
     verified
+}
+
+/// Tells the limits how many cores there are, as often as a core can come or go.
+async fn count_cores(register: Register, shares: Shares) {
+    let mut ticks = tokio::time::interval(COUNT_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        // While it cannot be told, the last count stands.
+        if let Ok(live) = register.live().await {
+            shares.set_cores(live.len());
+        }
+    }
 }
 
 async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {

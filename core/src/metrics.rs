@@ -105,6 +105,8 @@ pub struct Metrics {
     reply_seconds: Seconds<OfModel>,
     tokens: Family<Tokens, Counter>,
     store_errors: Family<Kind, Counter>,
+    budgets: Family<Outcome, Counter>,
+    refusals: Family<Outcome, Counter>,
     requests: Family<MethodCode, Counter>,
     request_seconds: Seconds<Method>,
 }
@@ -140,6 +142,8 @@ impl Metrics {
             reply_seconds: Family::new_with_constructor(|| Histogram::new(REPLY_BUCKETS)),
             tokens: Family::default(),
             store_errors: Family::default(),
+            budgets: Family::default(),
+            refusals: Family::default(),
             requests: Family::default(),
             request_seconds: Family::new_with_constructor(|| Histogram::new(CALL_BUCKETS)),
         };
@@ -167,6 +171,8 @@ impl Metrics {
         core.register("replies", "Finished replies, by model and outcome", self.replies.clone());
         core.register("tokens", "Tokens used, by model and kind", self.tokens.clone());
         core.register("store_errors", "Failures of the store, by kind", self.store_errors.clone());
+        core.register("budget_events", "Reservations of budgets and what became of them", self.budgets.clone());
+        core.register("refusals", "Messages and writes refused by a limit, by reason", self.refusals.clone());
         core.register("grpc_requests", "Calls that ended, by method and code", self.requests.clone());
         let seconds = || Unit::Seconds;
         core.register_with_unit("append_duration", "Time of one append", seconds(), self.append_seconds.clone());
@@ -227,6 +233,16 @@ impl Metrics {
         self.store_errors.get_or_create(&Kind { kind }).inc();
     }
 
+    /// Something became of a reservation, or of a request for one: one of a few fixed outcomes.
+    pub fn budget(&self, outcome: &'static str) {
+        self.budgets.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// A message, or a call that writes, was refused by a limit, with one of a few fixed reasons.
+    pub fn refused(&self, reason: &'static str) {
+        self.refusals.get_or_create(&Outcome { outcome: reason }).inc();
+    }
+
     /// A call ended. `method` is one of the contract's, or `unknown`.
     pub fn grpc_request(&self, method: &'static str, code: &'static str) {
         self.requests.get_or_create(&MethodCode { method, code }).inc();
@@ -263,6 +279,7 @@ fn outcome(finish: FinishReason) -> &'static str {
         FinishReason::ProviderError => "provider_error",
         FinishReason::Filtered => "filtered",
         FinishReason::Timeout => "timeout",
+        FinishReason::BudgetExhausted => "budget_exhausted",
     }
 }
 
@@ -307,6 +324,7 @@ mod tests {
             usage: Usage { prompt_tokens: 9, completion_tokens: 2, cached_tokens: 4, estimated: true },
             provider_request_id: Some("req".to_owned()),
             model: "gpt".to_owned(),
+            conversation: None,
         }
     }
 

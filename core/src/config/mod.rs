@@ -4,6 +4,7 @@
 //!
 //! Every setting is also a variable: see [`chatbox_proto::settings`]. Those of core begin with `CHATBOX_CORE_`.
 
+mod budgets;
 mod bus;
 mod check;
 mod generation;
@@ -20,6 +21,7 @@ use chatbox_proto::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use budgets::{BudgetConfig, BudgetsConfig};
 pub use bus::BusConfig;
 pub use generation::{KeyPlace, OutputLimit, ProviderConfig, ProviderKind};
 pub use model::{ModelConfig, OnLoss};
@@ -62,6 +64,8 @@ pub struct Config {
     pub session: SessionConfig,
     /// What one client may do, and all together.
     pub limits: LimitsConfig,
+    /// What may be used in a UTC day.
+    pub budgets: BudgetsConfig,
     /// How the process leaves.
     pub drain: DrainConfig,
     /// What is logged.
@@ -84,6 +88,7 @@ impl Default for Config {
             models: Vec::new(),
             session: SessionConfig::default(),
             limits: LimitsConfig::default(),
+            budgets: BudgetsConfig::default(),
             drain: DrainConfig::default(),
             log: LogConfig::default(),
         }

@@ -4,7 +4,9 @@
 use chatbox_proto::ids::MessageId;
 
 use super::{
-    entry::{EndReason, EntryKind, FinishReason, Message, ReplyFinished, ReplyStarted, Sender, SenderRole, Usage},
+    entry::{
+        Charge, EndReason, EntryKind, FinishReason, Message, ReplyFinished, ReplyStarted, Sender, SenderRole, Usage,
+    },
     session::{Responder, RunningReply, SessionState},
 };
 
@@ -14,6 +16,9 @@ pub enum Rejection {
     /// The session takes no more messages.
     #[error("the session has ended")]
     Ended,
+    /// It may not be sent now; whoever sent it is told why.
+    #[error("it may not be sent now")]
+    NotAdmitted,
     /// As many messages wait for a reply as may.
     #[error("too many messages wait for a reply")]
     TooManyUnanswered,
@@ -29,6 +34,8 @@ pub struct NextReply {
     pub id: MessageId,
     /// The model that answers: the selected one, or what stands in for one that was removed.
     pub model: String,
+    /// The budgets that it counts against.
+    pub charge: Option<Charge>,
 }
 
 /// How a running reply ends.
@@ -44,6 +51,8 @@ pub struct Ending {
     pub provider_request_id: Option<String>,
     /// Id of the fallback that answered. `None`: the model it started with.
     pub model: Option<String>,
+    /// The name under which the provider keeps the conversation.
+    pub conversation: Option<String>,
 }
 
 /// A message is written; unless a reply runs or a person holds the session, one reply starts for everything that waits.
@@ -123,7 +132,8 @@ pub fn end(
     if !state.unanswered.is_empty() && state.responder == Responder::Assistant {
         let started_seq = state.head + entries.len() as u64 + 1;
         let (id, model) = (next.id, next.model.clone());
-        entries.push(start(next, state.unanswered.clone()));
+        // It asks no provider, and uses nothing.
+        entries.push(start(NextReply { charge: None, ..next }, state.unanswered.clone()));
         entries.push(EntryKind::ReplyFinished(ReplyFinished {
             id,
             started_seq,
@@ -132,6 +142,7 @@ pub fn end(
             usage: Usage::default(),
             provider_request_id: None,
             model,
+            conversation: None,
         }));
     }
     entries.push(EntryKind::Ended { by, reason });
@@ -139,7 +150,8 @@ pub fn end(
 }
 
 fn start(next: NextReply, answers: Vec<MessageId>) -> EntryKind {
-    EntryKind::ReplyStarted(ReplyStarted { id: next.id, model: next.model, answers, supersedes: None })
+    let NextReply { id, model, charge } = next;
+    EntryKind::ReplyStarted(ReplyStarted { id, model, answers, supersedes: None, charge })
 }
 
 fn finish(running: &RunningReply, ending: Ending) -> EntryKind {
@@ -151,6 +163,7 @@ fn finish(running: &RunningReply, ending: Ending) -> EntryKind {
         usage: ending.usage,
         provider_request_id: ending.provider_request_id,
         model: ending.model.unwrap_or_else(|| running.model.clone()),
+        conversation: ending.conversation,
     })
 }
 
@@ -183,7 +196,7 @@ mod tests {
     }
 
     fn new_reply() -> NextReply {
-        NextReply { id: MessageId::generate(), model: "demo".into() }
+        NextReply { id: MessageId::generate(), model: "demo".into(), charge: None }
     }
 
     fn next() -> Option<NextReply> {
@@ -191,7 +204,14 @@ mod tests {
     }
 
     fn ending(finish: FinishReason) -> Ending {
-        Ending { finish, text: "partial".into(), usage: Usage::default(), provider_request_id: None, model: None }
+        Ending {
+            finish,
+            text: "partial".into(),
+            usage: Usage::default(),
+            provider_request_id: None,
+            model: None,
+            conversation: None,
+        }
     }
 
     fn append(state: &mut SessionState, log: &mut Vec<Entry>, kinds: Vec<EntryKind>) {

@@ -191,6 +191,7 @@ impl Connection {
         let join = |created, done| Attach {
             queue: self.queue.clone(),
             sender: self.caller.clone(),
+            roles: self.identity.roles,
             after_seq: open.after_seq,
             reply: open.reply,
             request_id: request_id.clone(),

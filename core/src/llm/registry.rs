@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use chatbox_proto::token::{Role, Roles};
 
-use super::{Load, Provider};
+use super::{Load, Provider, route::OnLoss};
 use crate::domain::entry::Usage;
 
 /// What is known about a model.
@@ -29,6 +29,8 @@ pub struct ModelInfo {
     pub roles: Vec<Role>,
     /// Ids of the models that stand in for it, in order.
     pub fallbacks: Vec<String>,
+    /// What becomes of an answer whose provider is lost in the middle of it.
+    pub on_loss: OnLoss,
     /// What its tokens cost.
     pub price: Price,
 }

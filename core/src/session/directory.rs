@@ -15,6 +15,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    budgets::sweep_budgets,
     error::{SessionError, shutting_down},
     link::{Link, is_cut_off},
     log::SessionLog,
@@ -22,7 +23,9 @@ use super::{
     sweep::Sweep,
 };
 use crate::{
+    budget::Budgets,
     bus::Bus,
+    limits::Shares,
     llm::registry::Models,
     metrics::Metrics,
     seal::{InstallationSecret, KeyRing},
@@ -81,6 +84,8 @@ pub(super) struct Shared {
     pub(super) store: Arc<dyn SessionStore>,
     pub(super) bus: Arc<dyn Bus>,
     pub(super) models: Models,
+    pub(super) budgets: Option<Budgets>,
+    pub(super) shares: Shares,
     pub(super) ring: Arc<KeyRing>,
     pub(super) secret: InstallationSecret,
     pub(super) limits: SessionLimits,
@@ -153,6 +158,10 @@ pub struct Parts {
     pub bus: Arc<dyn Bus>,
     /// Who can answer.
     pub models: Models,
+    /// What may be used in a day; `None`: nothing is limited.
+    pub budgets: Option<Budgets>,
+    /// What this core may take on of what all may.
+    pub shares: Shares,
     /// The key ring, after its self-test.
     pub ring: Arc<KeyRing>,
     /// The installation's secret, from the self-test.
@@ -172,6 +181,8 @@ impl Directory {
             store: parts.store,
             bus: parts.bus,
             models: parts.models,
+            budgets: parts.budgets,
+            shares: parts.shares,
             ring: parts.ring,
             secret: parts.secret,
             limits: parts.limits,
@@ -272,7 +283,7 @@ impl Directory {
         };
         tokio::select! {
             () = token.cancelled() => {}
-            _ = async { tokio::join!(recover, self.compare_heads()) } => {}
+            _ = async { tokio::join!(recover, self.compare_heads(), sweep_budgets(self.clone())) } => {}
         }
     }
 

@@ -89,6 +89,10 @@ impl From<Rejection> for Failure {
                 Failure::new(ErrorCode::ResourceExhausted, "TOO_MANY_UNANSWERED", "too many messages wait for a reply")
                     .retry_after(Duration::from_secs(5))
             }
+            Rejection::NotAdmitted => {
+                Failure::new(ErrorCode::ResourceExhausted, "NOT_ADMITTED", "it may not be sent now")
+                    .retry_after(Duration::from_secs(5))
+            }
             Rejection::NotRunning => {
                 Failure::new(ErrorCode::FailedPrecondition, "REPLY_NOT_RUNNING", "this reply does not run")
             }

@@ -3,6 +3,7 @@
 //! A store sees sealed bytes, ids, owners, numbers and times; never text. It knows nothing of rooms, replies or providers:
 //! it keeps what it is given, atomically where the contract says so, and says truthfully whether it did.
 
+pub mod budgets;
 #[cfg(test)]
 mod conformance;
 pub mod error;
@@ -14,7 +15,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use chatbox_proto::ids::{MessageId, SessionId};
 
-pub use self::error::{StoreError, StoreErrorKind};
+pub use self::{
+    budgets::BudgetStore,
+    error::{StoreError, StoreErrorKind},
+};
 use crate::domain::{entry::Seq, time::Timestamp};
 
 /// Names one attempt to append, so that an attempt whose outcome is unknown can be looked up.
@@ -219,12 +223,14 @@ pub struct SessionQuery {
 pub struct Stores {
     /// Sessions and their logs.
     pub sessions: Arc<dyn SessionStore>,
+    /// What subjects have used.
+    pub budgets: Arc<dyn BudgetStore>,
 }
 
-impl<S: SessionStore> From<S> for Stores {
+impl<S: SessionStore + BudgetStore> From<S> for Stores {
     fn from(store: S) -> Self {
         let store = Arc::new(store);
-        Self { sessions: store }
+        Self { sessions: store.clone(), budgets: store }
     }
 }
 

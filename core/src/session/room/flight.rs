@@ -3,7 +3,7 @@
 
 use std::{future::Future, pin::Pin, task, time::Duration};
 
-use chatbox_proto::ids::MessageId;
+use chatbox_proto::{ids::MessageId, status::Failure};
 use tokio::time::Instant;
 
 use super::{remote::Found, write::Write};
@@ -63,6 +63,8 @@ pub(super) enum Outcome {
     Orphan(RunningReply, String),
     /// The reply moves after all.
     Alive,
+    /// Whether the budgets have room.
+    Asked(Result<(), Failure>),
     /// What is known elsewhere of a reply that runs there.
     Looked(MessageId, Found),
 }

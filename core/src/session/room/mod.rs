@@ -2,6 +2,7 @@
 //! through a bounded channel. It decides, appends, and fans out what the store has confirmed; it never waits for a
 //! subscriber, and while an append is in flight deltas and attaching go on.
 
+mod admission;
 mod attach;
 mod flight;
 mod live;
@@ -12,7 +13,7 @@ mod write;
 
 use std::{collections::BTreeMap, future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use chatbox_proto::{error_code::ErrorCode, ids::MessageId, status::Failure, v1};
+use chatbox_proto::{error_code::ErrorCode, ids::MessageId, status::Failure, token::Roles, v1};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
@@ -180,6 +181,8 @@ pub(super) struct Room {
     writes: Writes,
     reply: Option<LiveReply>,
     renewal: Option<Renewal>,
+    /// The roles of whoever wrote here last.
+    payer: Option<Roles>,
     /// The head as the store told it last.
     store_head: Seq,
     phase: watch::Receiver<Phase>,
@@ -219,6 +222,7 @@ impl Room {
             writes: Writes::default(),
             reply: None,
             renewal: None,
+            payer: None,
             phase,
             gone: false,
             next_heartbeat: Instant::now() + shared.limits.heartbeat,
@@ -346,7 +350,11 @@ impl Room {
             Frame::Send(_) | Frame::EndSession if self.writes.is_full() => {
                 self.answer(origin, Err(too_many_writes()));
             }
-            Frame::Send(message) => self.writes.push(Write::new(Op::Send(Box::new(message)), origin)),
+            Frame::Send(message) => {
+                self.payer = self.subscribers.roles(subscriber);
+                let verdict = self.share(&sender.user_id);
+                self.writes.push(Write::new(Op::Send(Box::new(message)), origin).judged(verdict));
+            }
             Frame::EndSession => {
                 self.writes.push(Write::new(Op::End { by: sender, reason: EndReason::User }, origin));
             }

@@ -11,6 +11,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     Room,
+    admission::Verdict,
     attach::SubscriberId,
     flight::{Death, InFlight, Landed, Outcome, adopt, append, conflict, resolve},
     live::LiveReply,
@@ -66,13 +67,18 @@ pub(super) struct Done {
 pub(super) struct Write {
     op: Op,
     origin: Origin,
+    verdict: Verdict,
     rounds: u32,
     since: Instant,
 }
 
 impl Write {
     pub(super) fn new(op: Op, origin: Origin) -> Self {
-        Self { op, origin, rounds: 0, since: Instant::now() }
+        Self { op, origin, verdict: Verdict::Open, rounds: 0, since: Instant::now() }
+    }
+
+    pub(super) fn judged(self, verdict: Verdict) -> Self {
+        Self { verdict, ..self }
     }
 
     pub(super) fn subscriber(&self) -> Option<SubscriberId> {
@@ -140,7 +146,7 @@ impl Room {
     pub(super) fn start_writes(&mut self) {
         while self.writes.in_flight.is_none() {
             let Some(write) = self.next_write() else { return };
-            match self.decide(&write.op) {
+            match self.decide(&write) {
                 Ok(kinds) if kinds.is_empty() => self.answer(write.origin, Ok(Done::default())),
                 Ok(kinds) => self.start_append(write, kinds),
                 Err(rejection) => self.rejected(write, rejection),
@@ -174,6 +180,12 @@ impl Room {
             return Some(Write::new(Op::Answer, Origin::Nobody));
         }
         let write = self.writes.pending.pop_front()?;
+        if let Verdict::Open = write.verdict
+            && let Some(work) = self.ask_budgets(&write.op)
+        {
+            self.writes.in_flight = Some(InFlight::new(Some(write), Vec::new(), work));
+            return None;
+        }
         if matches!(write.op, Op::End { .. })
             && let Some(remote) = self.remote.as_mut().filter(|remote| !remote.asked_for_end)
         {
@@ -196,14 +208,18 @@ impl Room {
         self.remote.as_ref()?.judged().map(Death::StoodStill)
     }
 
-    fn decide(&self, op: &Op) -> Result<Vec<EntryKind>, Rejection> {
+    fn decide(&self, write: &Write) -> Result<Vec<EntryKind>, Rejection> {
         let state = &self.state;
         let next = || NextReply {
             id: MessageId::generate(),
             model: self.shared.models.get_or_default(&state.model).0.info.id.clone(),
+            charge: self.charge(),
         };
         let reply = (!self.is_leaving()).then(next);
-        match op {
+        match &write.op {
+            Op::Send(_) if state.ended.is_none() && matches!(write.verdict, Verdict::Refused(_)) => {
+                Err(Rejection::NotAdmitted)
+            }
             Op::Send(message) => decide::send(state, (**message).clone(), reply, self.shared.limits.max_unanswered),
             Op::Answer => Ok(decide::answer(state, next())),
             Op::FinishReply(id) => {
@@ -224,6 +240,7 @@ impl Room {
                         usage: crate::domain::entry::Usage::default(),
                         provider_request_id: None,
                         model: None,
+                        conversation: None,
                     },
                 };
                 decide::end(state, Some(by.clone()), *reason, ending, next())
@@ -325,6 +342,7 @@ impl Room {
                 self.writes.failures = 0;
                 self.writes.retry_at = None;
                 self.count_finished(&entries);
+                self.settle(&entries);
                 self.apply_all(&entries);
                 self.link.publish_document(&document);
                 let started = |running: &RunningReply| running.started_seq >= document.first_seq;
@@ -364,6 +382,12 @@ impl Room {
                 }
             }
             Outcome::Alive => self.acquit(),
+            Outcome::Asked(room) => {
+                if let Some(write) = write {
+                    let verdict = room.map_or_else(Verdict::Refused, |()| Verdict::Admitted);
+                    self.writes.pending.push_front(Write { verdict, ..write });
+                }
+            }
             Outcome::Looked(id, found) => {
                 self.found((id, found));
                 if let Some(write) = write {
@@ -408,9 +432,10 @@ impl Room {
             return self.writes.pending.push_front(write);
         }
         // The decision stands or the rivals do.
-        let failure = match self.decide(&write.op) {
-            Err(rejection) => rejection.into(),
-            Ok(_) => Failure::new(ErrorCode::Aborted, "TOO_MANY_CONFLICTS", "concurrent changes won; try again"),
+        let failure = match (self.decide(&write), write.verdict) {
+            (Err(Rejection::NotAdmitted), Verdict::Refused(failure)) => failure,
+            (Err(rejection), _) => rejection.into(),
+            (Ok(_), _) => Failure::new(ErrorCode::Aborted, "TOO_MANY_CONFLICTS", "concurrent changes won; try again"),
         };
         self.answer(write.origin, Err(failure));
     }

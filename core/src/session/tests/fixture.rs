@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use chatbox_proto::{
     ids::{MessageId, SessionId},
     status::Failure,
+    token::Role,
     v1::{self, ChatResponse, chat_response::Event},
 };
 use futures_util::StreamExt as _;
@@ -16,6 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::{
     bus::{Bus, local::LocalBus},
     domain::entry::{Message, Sender, SenderRole},
+    limits::{ShareLimits, Shares},
     llm::{
         Chunk, ChunkStream, Prompt, Provider, ProviderError,
         registry::{Model, ModelInfo, Models},
@@ -130,6 +132,8 @@ impl Core {
             store: store.clone(),
             bus,
             models: models.clone(),
+            budgets: None,
+            shares: Shares::new(ShareLimits { messages_per_minute: 0, replies: 1_000 }),
             ring,
             secret,
             limits: limits(),
@@ -185,6 +189,7 @@ impl Core {
             self.sessions.attach(&sender, session, model, |created, done| Attach {
                 queue: queue.clone(),
                 sender: sender.clone(),
+                roles: [Role::User].into_iter().collect(),
                 after_seq,
                 reply,
                 request_id: String::new(),

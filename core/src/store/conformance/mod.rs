@@ -2,6 +2,7 @@
 //! expression that makes a [`Fixture`]; a new rule enters the text, this suite and every backend together.
 
 pub(super) mod append;
+pub(super) mod budgets;
 pub(super) mod create;
 pub(super) mod keys;
 pub(super) mod list;
@@ -18,7 +19,7 @@ use futures_util::future::join_all;
 
 use super::{
     Append, Appended, Created, Derived, Header, KeyedHash, LogDocument, MessageKey, NewSession, ReplyLease, ReplyRow,
-    RequestKey, SessionStore, SlotRule,
+    RequestKey, SessionStore, SlotRule, budgets::BudgetStore,
 };
 use crate::domain::{entry::Seq, time::Timestamp};
 
@@ -27,6 +28,8 @@ use crate::domain::{entry::Seq, time::Timestamp};
 pub(crate) trait Fixture: Send {
     /// The store.
     fn store(&self) -> Arc<dyn SessionStore>;
+    /// The same, as what keeps budgets.
+    fn budgets(&self) -> Arc<dyn BudgetStore>;
     /// Closes it and opens it again on the same data.
     async fn reopen(&mut self);
 }
@@ -115,6 +118,19 @@ macro_rules! store_conformance {
             }
             model {
                 random_histories_agree_with_the_model
+            }
+            budgets {
+                what_is_reserved_and_settled_is_in_the_row
+                nothing_is_reserved_above_the_limit
+                a_reservation_is_settled_once_and_only_where_it_is
+                what_goes_beyond_a_reservation_is_counted_apart
+                what_is_released_was_no_settlement
+                a_repeated_reservation_is_one
+                racing_reservations_stay_below_the_limit
+                a_row_holds_a_bounded_number_of_reservations
+                rows_with_reservations_come_page_by_page_in_the_order_of_keys
+                old_rows_go_once_nothing_is_reserved_in_them
+                random_interleavings_keep_the_invariants
             }
         }
     };

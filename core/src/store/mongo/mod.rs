@@ -23,6 +23,7 @@
 //!   that a session needs looking after is written beside the append, so that a crash in between does not hide it.
 
 mod barrier;
+mod budgets;
 mod companions;
 mod connection;
 mod document;

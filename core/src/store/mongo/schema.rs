@@ -12,13 +12,15 @@ pub(super) const LOG: &str = "log";
 pub(super) const REPLIES: &str = "replies";
 /// Small values of the installation.
 pub(super) const VALUES: &str = "installation";
+/// What subjects have used.
+pub(super) const BUDGETS: &str = "budgets";
 /// Written to by those who read.
 pub(super) const BARRIERS: &str = "barriers";
 /// Holds the version.
 const SCHEMA: &str = "schema";
 
 /// The version that this program knows: the number of steps.
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
 
 /// Brings the database to the current version.
 pub(super) async fn migrate(connection: &Connection) -> Result<(), Fault> {
@@ -34,6 +36,9 @@ pub(super) async fn migrate(connection: &Connection) -> Result<(), Fault> {
     }
     if stored < 1 {
         first_step(connection).await?;
+    }
+    if stored < 2 {
+        second_step(connection).await?;
     }
     if stored < VERSION {
         let raise =
@@ -80,14 +85,25 @@ async fn first_step(connection: &Connection) -> Result<(), Fault> {
     ];
     let replies = vec![index("session", doc! { "session": 1, "started": -1 }, doc! {})];
     for (collection, indexes) in [(SESSIONS, sessions), (LOG, log), (REPLIES, replies)] {
-        let create = doc! {
-            "createIndexes": collection,
-            "indexes": indexes,
-            "writeConcern": { "w": "majority" },
-            "maxTimeMS": i64::try_from(connection.limit.as_millis()).unwrap_or(i64::MAX),
-        };
-        connection.database.run_command(create).await?;
+        create(connection, collection, indexes).await?;
     }
+    Ok(())
+}
+
+/// Rows of budgets are found by their `_id`, those with reservations by this.
+async fn second_step(connection: &Connection) -> Result<(), Fault> {
+    let held = index("held", doc! { "key": 1 }, doc! { "partialFilterExpression": { "held": { "$gt": 0_i64 } } });
+    create(connection, BUDGETS, vec![held]).await
+}
+
+async fn create(connection: &Connection, collection: &str, indexes: Vec<Document>) -> Result<(), Fault> {
+    let create = doc! {
+        "createIndexes": collection,
+        "indexes": indexes,
+        "writeConcern": { "w": "majority" },
+        "maxTimeMS": i64::try_from(connection.limit.as_millis()).unwrap_or(i64::MAX),
+    };
+    connection.database.run_command(create).await?;
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 //! {sessions, log, replies, marks}` and are answered after the group's commit is synced; reads go through the reader
 //! threads, except those whose answer has to be final, which queue up behind the writes they ask about.
 
+mod budgets;
 mod column;
 mod fault;
 mod lock;

@@ -11,7 +11,7 @@ use crate::store::{StoreError, StoreErrorKind};
 const APPLICATION_ID: i32 = 0x4368_4278;
 
 /// One step per version; the file's `user_version` counts those that were applied. Steps are never edited, only added.
-const STEPS: [&str; 1] = [
+const STEPS: [&str; 2] = [
     // Tables with large values keep their row id, and with it 4 KiB of a row in its page; the others are their own index.
     // In `log` the append's id stands before the entries, so that looking for it never reads them.
     "CREATE TABLE sessions (
@@ -79,6 +79,33 @@ const STEPS: [&str; 1] = [
         times INTEGER NOT NULL
     ) STRICT;
     INSERT INTO settled VALUES (1, 0);",
+    // `reserved_*` and `open` are sums over the reservations, so that none is read to decide about another.
+    "CREATE TABLE budgets (
+        day             INTEGER NOT NULL,
+        subject         TEXT NOT NULL,
+        used_tokens     INTEGER NOT NULL DEFAULT 0,
+        used_cost       INTEGER NOT NULL DEFAULT 0,
+        over_tokens     INTEGER NOT NULL DEFAULT 0,
+        over_cost       INTEGER NOT NULL DEFAULT 0,
+        reserved_tokens INTEGER NOT NULL DEFAULT 0 CHECK (reserved_tokens >= 0),
+        reserved_cost   INTEGER NOT NULL DEFAULT 0 CHECK (reserved_cost >= 0),
+        open            INTEGER NOT NULL DEFAULT 0 CHECK (open >= 0),
+        settled         INTEGER NOT NULL DEFAULT 0,
+        estimated       INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (day, subject)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX budgets_open ON budgets (day, subject) WHERE open > 0;
+
+    CREATE TABLE budget_reservations (
+        day        INTEGER NOT NULL,
+        subject    TEXT NOT NULL,
+        id         BLOB NOT NULL CHECK (length(id) = 16),
+        tokens     INTEGER NOT NULL,
+        cost       INTEGER NOT NULL,
+        boot_id    BLOB NOT NULL CHECK (length(boot_id) = 16),
+        session_id BLOB CHECK (length(session_id) = 16),
+        PRIMARY KEY (day, subject, id)
+    ) STRICT, WITHOUT ROWID;",
 ];
 
 /// When a commit reaches the disk.

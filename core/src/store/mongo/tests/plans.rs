@@ -5,7 +5,10 @@ use mongodb::bson::doc;
 use super::*;
 use crate::{
     domain::time::Timestamp,
-    store::{Append, Appended, Derived, MessageKey, NewSession, ReplyRow, RequestKey, SessionQuery, SlotRule},
+    store::{
+        Append, Appended, Derived, MessageKey, NewSession, ReplyRow, RequestKey, SessionQuery, SlotRule,
+        budgets::{Amount, BudgetKey, Reservation, Settlement},
+    },
 };
 use chatbox_proto::ids::MessageId;
 use futures_util::TryStreamExt as _;
@@ -114,9 +117,31 @@ async fn everything(store: &dyn SessionStore) {
     store.session(id).await.unwrap();
 }
 
+/// Every call about budgets, among as many rows.
+async fn all_of_budgets(store: &dyn BudgetStore) {
+    let limit = Amount::new(10, 10);
+    for day in 0..10 {
+        for n in 0..5 {
+            let key = BudgetKey { day, subject: format!("user:{n}") };
+            let id = MessageId::generate();
+            let reservation = Reservation { id, amount: limit, boot_id: [1; 16], session_id: None };
+            store.reserve_budget(&key, reservation.clone(), limit).await.unwrap();
+            store.reserve_budget(&key, Reservation { id: MessageId::generate(), ..reservation }, limit).await.unwrap();
+            store.budget(&key).await.unwrap().unwrap();
+            if n > 0 {
+                store.settle_budget(&key, id, Settlement::Unknown).await.unwrap();
+            }
+        }
+    }
+    for after in [None, Some(BudgetKey { day: 4, subject: "user:2".to_owned() })] {
+        assert!(!store.open_budgets(after, 3).await.unwrap().is_empty());
+    }
+    assert_eq!(store.drop_budgets(5, 10).await.unwrap(), 10);
+}
+
 /// What the server recorded that grows with the collection instead of with the answer.
 async fn offences(database: &Database) -> Vec<String> {
-    let ours = doc! { "ns": { "$regex": r"\.(sessions|log|replies|installation)$" } };
+    let ours = doc! { "ns": { "$regex": r"\.(sessions|log|replies|installation|budgets)$" } };
     let profile: Vec<Document> =
         database.collection("system.profile").find(ours).await.unwrap().try_collect().await.unwrap();
     assert!(profile.len() > 500, "the server recorded {} operations", profile.len());
@@ -149,6 +174,7 @@ async fn every_call_is_answered_from_an_index() {
     run(database, doc! { "create": "system.profile", "capped": true, "size": 64 << 20 }).await;
     run(database, doc! { "profile": 2 }).await;
     everything(&*fixture.store).await;
+    all_of_budgets(&*fixture.store).await;
     run(database, doc! { "profile": 0 }).await;
     assert_eq!(offences(database).await, Vec::<String>::new());
     // What would be noticed.

@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 use super::SqliteFixture;
-use crate::store::sqlite::{log, marks, replies, sessions};
+use crate::store::sqlite::{budgets, log, marks, replies, sessions};
 
 /// The steps of a query's plan that grow with the table instead of with the answer.
 fn offences(db: &Connection, sql: &str) -> Vec<String> {
@@ -47,6 +47,14 @@ async fn every_query_is_answered_from_an_index() {
         marks::MARKS,
         marks::VALUE,
         marks::REPLACE_VALUE,
+        budgets::TAKE,
+        budgets::RESERVED,
+        budgets::RELEASE,
+        budgets::SETTLE,
+        budgets::ROW,
+        budgets::OPEN,
+        budgets::OPEN_ROWS,
+        budgets::OLD,
     ] {
         assert_eq!(offences(&db, sql), Vec::<String>::new(), "{sql}");
     }

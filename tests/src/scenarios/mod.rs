@@ -2,6 +2,7 @@
 
 mod anthropic;
 mod bad_input;
+mod budgets;
 mod chaos;
 mod chaos_evidence;
 mod chaos_failpoints;

@@ -6,7 +6,7 @@
 
 use chatbox_proto::{ids::MessageId, status::Failure};
 
-use super::{Room, flight::Outcome, write::Op};
+use super::{Room, flight::Outcome, live::LiveReply, write::Op};
 use crate::{
     domain::{
         entry::{Charge, Entry, EntryKind, Message},
@@ -30,8 +30,10 @@ impl Room {
     /// What the limits of this core say to a message of this user.
     pub(super) fn share(&self, user_id: &str) -> Verdict {
         let shares = &self.shared.shares;
-        let refused = shares.write(user_id).and_then(|()| shares.reply(self.shared.metrics.replies_running.get()));
-        match refused {
+        let running = self.shared.metrics.replies_running.get();
+        // Where a reply runs, what comes waits for its end.
+        let place = |()| if self.state.running.is_some() { Ok(()) } else { shares.reply(running) };
+        match shares.write(user_id).and_then(place) {
             Ok(()) => Verdict::Open,
             Err(failure) => {
                 self.shared.metrics.refused(reason(&failure));
@@ -78,6 +80,16 @@ impl Room {
             let id = finished.id;
             // Bounded by the tries of each; what it does not bring to its end, the sweep does.
             self.shared.tasks.spawn(async move { budgets.settle(&charge, id, settlement).await });
+        }
+    }
+
+    /// Counts replies where their end is written: with several cores, in one of them.
+    pub(super) fn count_finished(&self, entries: &[Entry]) {
+        for entry in entries {
+            if let EntryKind::ReplyFinished(finished) = &entry.fact.kind {
+                let ran_for = self.reply.as_ref().filter(|reply| reply.id == finished.id).and_then(LiveReply::ran_for);
+                self.shared.metrics.reply_finished(finished, ran_for);
+            }
         }
     }
 

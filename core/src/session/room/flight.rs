@@ -6,10 +6,13 @@ use std::{future::Future, pin::Pin, task, time::Duration};
 use chatbox_proto::{ids::MessageId, status::Failure};
 use tokio::time::Instant;
 
-use super::{remote::Found, write::Write};
+use super::{
+    remote::Found,
+    write::{Done, Write},
+};
 use crate::{
     domain::{
-        entry::{Entry, Seq},
+        entry::{Entry, EntryKind, Seq},
         session::RunningReply,
     },
     session::{
@@ -169,4 +172,15 @@ pub(super) async fn adopt(log: SessionLog, running: RunningReply, death: Death, 
     };
     tracing::info!(session.id = %log.id, reply.id = %running.id, bytes = text.len(), "finishing an interrupted reply");
     Outcome::Orphan(running, text)
+}
+
+/// What a caller is told about its own entries.
+pub(super) fn done(entries: &[Entry]) -> Done {
+    let message = entries.iter().find_map(|entry| {
+        if let EntryKind::Message(message) = &entry.fact.kind { Some((message.id, entry.seq)) } else { None }
+    });
+    match message {
+        Some((id, seq)) => Done { message_id: Some(id), seq, duplicate: false },
+        None => Done { message_id: None, seq: entries.last().map_or(0, |entry| entry.seq), duplicate: false },
+    }
 }

@@ -13,8 +13,7 @@ use super::{
     Room,
     admission::Verdict,
     attach::SubscriberId,
-    flight::{Death, InFlight, Landed, Outcome, adopt, append, conflict, resolve},
-    live::LiveReply,
+    flight::{Death, InFlight, Landed, Outcome, adopt, append, conflict, done, resolve},
     remote::{RemoteReply, look},
 };
 use crate::{
@@ -460,16 +459,6 @@ impl Room {
         self.writes.retry_at = Some(Instant::now() + delay.min(MAX_RETRY));
     }
 
-    /// Counts replies where their end is written: with several cores, in one of them.
-    fn count_finished(&self, entries: &[Entry]) {
-        for entry in entries {
-            if let EntryKind::ReplyFinished(finished) = &entry.fact.kind {
-                let ran_for = self.reply.as_ref().filter(|reply| reply.id == finished.id).and_then(LiveReply::ran_for);
-                self.shared.metrics.reply_finished(finished, ran_for);
-            }
-        }
-    }
-
     /// Applies entries that the store has confirmed, in order, and shows each to every subscriber.
     pub(super) fn apply_all(&mut self, entries: &[Entry]) {
         // What was heard from another core meanwhile is read again.
@@ -494,16 +483,5 @@ impl Room {
         for origin in reply.take_waiters() {
             self.answer(origin, Ok(Done { message_id: Some(id), ..Done::default() }));
         }
-    }
-}
-
-/// What a caller is told about its own entries.
-fn done(entries: &[Entry]) -> Done {
-    let message = entries.iter().find_map(|entry| {
-        if let EntryKind::Message(message) = &entry.fact.kind { Some((message.id, entry.seq)) } else { None }
-    });
-    match message {
-        Some((id, seq)) => Done { message_id: Some(id), seq, duplicate: false },
-        None => Done { message_id: None, seq: entries.last().map_or(0, |entry| entry.seq), duplicate: false },
     }
 }

@@ -15,8 +15,12 @@ use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
+    budget::{BudgetLimits, Budgets, Clock},
     bus::{Bus, local::LocalBus},
-    domain::entry::{Message, Sender, SenderRole},
+    domain::{
+        entry::{Message, Sender, SenderRole},
+        time::Timestamp,
+    },
     limits::{ShareLimits, Shares},
     llm::{
         Chunk, ChunkStream, Prompt, Provider, ProviderError,
@@ -26,10 +30,15 @@ use crate::{
     seal::{KeyRing, self_test},
     session::{Attach, Directory, Frame, OpenSession, Parts, Queue, QueueLimits, QueueStream, SessionLimits, Sessions},
     store::{
-        SessionStore,
+        BudgetStore, SessionStore,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
+
+/// When it always is, for budgets.
+const NOON: i64 = (20_000 * 24 + 12) * 3_600_000;
+/// The day of it.
+pub(crate) const TODAY: u32 = 20_000;
 
 /// Nothing here takes longer, unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -79,19 +88,29 @@ pub(crate) struct Core {
     pub(crate) store: Arc<dyn SessionStore>,
     pub(crate) models: Models,
     pub(crate) turns: Mutex<mpsc::Receiver<Turn>>,
+    pub(crate) budgets: Option<Arc<dyn BudgetStore>>,
     place: Place,
 }
 
 /// Where a store is, and the key of what is in it.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
-    key: String,
+    pub(crate) key: String,
     pub(crate) folder: Arc<tempfile::TempDir>,
+    pub(crate) budgets: BudgetLimits,
+    pub(crate) shares: ShareLimits,
+    pub(crate) lapse: Duration,
 }
 
 impl Place {
     pub(crate) fn new() -> Self {
-        Self { key: KeyRing::generate_key(), folder: Arc::new(tempfile::tempdir().unwrap()) }
+        Self {
+            key: KeyRing::generate_key(),
+            folder: Arc::new(tempfile::tempdir().unwrap()),
+            budgets: BudgetLimits::default(),
+            shares: ShareLimits { messages_per_minute: 0, replies: 1_000 },
+            lapse: Duration::from_secs(10),
+        }
     }
 }
 
@@ -111,6 +130,24 @@ impl Core {
     }
 
     pub(crate) async fn with(store: Arc<dyn SessionStore>, bus: Arc<dyn Bus>, place: Place) -> Self {
+        Self::assemble(store, None, bus, place).await
+    }
+
+    /// With the limits of a place, and its budgets as `decorate` hands them on.
+    pub(crate) async fn limited(
+        place: Place,
+        decorate: impl FnOnce(Arc<dyn BudgetStore>) -> Arc<dyn BudgetStore>,
+    ) -> Self {
+        let store = Arc::new(SqliteStore::open_in(place.folder.path(), &SqliteOptions::default()).unwrap());
+        Self::assemble(store.clone(), Some(decorate(store)), alone(), place).await
+    }
+
+    async fn assemble(
+        store: Arc<dyn SessionStore>,
+        budgets: Option<Arc<dyn BudgetStore>>,
+        bus: Arc<dyn Bus>,
+        place: Place,
+    ) -> Self {
         let ring = Arc::new(KeyRing::from_config("k1", [("k1", place.key.as_str())]).unwrap());
         let secret = self_test(&ring, &*store).await.unwrap();
         let (sender, turns) = mpsc::channel(64);
@@ -128,31 +165,37 @@ impl Core {
             provider: Arc::new(Led { turns: sender.clone(), panics }),
         };
         let models = Models::new(vec![model("led", false), model("panics", true)], "led").unwrap();
+        let metrics = Metrics::default();
+        let limited = place.budgets != BudgetLimits::default();
+        let kept = budgets.clone().filter(|_| limited).map(|budgets| {
+            let noon = Clock::new(|| Timestamp::from_millis(NOON));
+            let call = Duration::from_secs(5);
+            Budgets::new(budgets, place.budgets.clone(), models.clone(), metrics.clone(), call, noon)
+        });
         let directory = Directory::new(Parts {
             store: store.clone(),
             bus,
             models: models.clone(),
-            budgets: None,
-            shares: Shares::new(ShareLimits { messages_per_minute: 0, replies: 1_000 }),
+            budgets: kept,
+            shares: Shares::new(place.shares),
             ring,
             secret,
-            limits: limits(),
-            metrics: Metrics::default(),
+            limits: SessionLimits { reply_lapse: place.lapse, ..limits() },
+            metrics,
         });
         let sessions = Sessions::new(directory.clone());
-        Self { sessions, directory, store, models, turns: Mutex::new(turns), place }
+        Self { sessions, directory, store, models, turns: Mutex::new(turns), budgets, place }
     }
 
     /// As after `kill -9`: nothing is finished, the store is opened anew.
     pub(crate) async fn crash(self) -> Self {
-        let Self { sessions, directory, store, models: _, turns, place } = self;
+        let Self { sessions, directory, store, models: _, turns, budgets, place } = self;
         store.close().await;
         // Rooms of the dead core can write no more; they end when nobody waits for them.
         directory.cut();
-        drop((sessions, turns, store));
+        drop((sessions, turns, store, budgets));
         drop(directory);
-        let store = SqliteStore::open_in(place.folder.path(), &SqliteOptions::default()).unwrap();
-        Self::with(Arc::new(store), alone(), place).await
+        Self::limited(place, |budgets| budgets).await
     }
 
     pub(crate) async fn turn(&self) -> Turn {
@@ -161,6 +204,19 @@ impl Core {
 
     pub(crate) async fn open(&self, user: &str) -> Client {
         self.resume(user, None, None, None).await.unwrap()
+    }
+
+    /// The same, with the session known.
+    pub(crate) async fn opened(&self, user: &str) -> Client {
+        let mut client = self.open(user).await;
+        client.session = client.opened().await.session.unwrap().session_id.parse().ok();
+        client
+    }
+
+    /// The reply that started last.
+    pub(crate) async fn last_reply(&self, client: &Client) -> MessageId {
+        let history = self.history(&client.sender.user_id, client.session.unwrap()).await;
+        history.iter().rfind(|message| message.reply.is_some()).unwrap().message_id.parse().unwrap()
     }
 
     pub(crate) async fn resume(
@@ -198,7 +254,7 @@ impl Core {
             }),
         )
         .await?;
-        Ok(Client { open, events, sender })
+        Ok(Client { open, events, sender, session })
     }
 
     /// Leaves in order: what runs is cut, everything is waited for.
@@ -237,6 +293,8 @@ pub(crate) struct Client {
     pub(crate) open: OpenSession,
     pub(crate) events: QueueStream,
     pub(crate) sender: Sender,
+    /// Once it is known.
+    pub(crate) session: Option<SessionId>,
 }
 
 impl Client {

@@ -1,5 +1,7 @@
 //! Rooms, resume and replies over a real store and a provider that says what the test tells it to.
 
+mod budgets;
+mod conversation;
 mod faults;
 pub(crate) mod fixture;
 mod outages;

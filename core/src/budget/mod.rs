@@ -24,7 +24,7 @@ use crate::{
     metrics::Metrics,
     store::{
         BootId, StoreError, StoreErrorKind,
-        budgets::{Amount, BudgetKey, BudgetStore, Reservation, Reserved, Settlement},
+        budgets::{Amount, BudgetKey, BudgetRow, BudgetStore, Reservation, Reserved, Settlement},
     },
 };
 
@@ -188,7 +188,7 @@ impl Budgets {
     /// There is none; failures of the store.
     pub async fn check(&self, charge: &Charge, amount: Amount) -> Result<(), BudgetError> {
         for (key, limit) in self.rows(charge) {
-            let Some(row) = self.call(self.shared.store.budget(&key)).await? else { continue };
+            let row = self.call(self.shared.store.budget(&key)).await?.unwrap_or_else(|| BudgetRow::new(key));
             if row.taken().plus(amount).fits(limit) {
                 continue;
             }

@@ -202,6 +202,12 @@ impl Directory {
         self.shared.boot_id
     }
 
+    /// What may be used in a day, for work outside of sessions. `None`: nothing is limited.
+    #[must_use]
+    pub fn budgets(&self) -> Option<&Budgets> {
+        self.shared.budgets.as_ref()
+    }
+
     /// The room of a session, opened if need be.
     pub(super) async fn room(&self, id: SessionId) -> Result<RoomHandle, Failure> {
         if let Some(room) = self.live(id) {

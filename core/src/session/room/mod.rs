@@ -351,7 +351,9 @@ impl Room {
                 self.answer(origin, Err(too_many_writes()));
             }
             Frame::Send(message) => {
-                self.payer = self.subscribers.roles(subscriber);
+                if *sender.user_id == *self.owner {
+                    self.payer = self.subscribers.roles(subscriber);
+                }
                 let verdict = self.share(&sender.user_id);
                 self.writes.push(Write::new(Op::Send(Box::new(message)), origin).judged(verdict));
             }

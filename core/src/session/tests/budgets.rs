@@ -12,13 +12,14 @@ use std::{
 use async_trait::async_trait;
 use chatbox_proto::{
     ids::{MessageId, SessionId},
+    token::Role,
     v1,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::fixture::{Client, Core, Place, TODAY, Turn, patiently};
 use crate::{
-    budget::BudgetLimits,
+    budget::{BudgetLimits, Work},
     domain::entry::Usage,
     limits::ShareLimits,
     llm::Chunk,
@@ -220,13 +221,20 @@ async fn after_a_crash_the_row_is_the_sum_of_what_the_log_tells() {
     client.send("m2", "go on").await;
     let turn = core.turn().await;
     turn.say("as far as it came").await;
-    // The checkpoint holds it.
+    let header = core.directory.header(session(&client)).await.unwrap().unwrap();
+    let log = core.directory.log(&header).unwrap();
     let kept = async {
-        while core.store.reply_row(session(&client)).await.unwrap().is_none_or(|row| row.checkpoint.is_empty()) {
+        loop {
+            let row = core.store.reply_row(header.id).await.unwrap();
+            let text = row.map(|row| log.open_checkpoint(row.message_id, &row.checkpoint).unwrap());
+            if text.is_some_and(|text| text == "as far as it came") {
+                return;
+            }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     patiently("the checkpoint", kept).await;
+    drop(log);
     let mut core = core.crash().await;
     for _ in 0..2 {
         let stop = CancellationToken::new();
@@ -260,6 +268,23 @@ async fn what_could_not_be_settled_is_settled_by_the_sweep_once() {
     let row = settled(&core, "user:alice", 1).await;
     assert_eq!((row.total().tokens, row.estimated), (25, 0));
     assert_eq!(settlements.load(Ordering::SeqCst), 0, "it was tried");
+    stop.cancel();
+    core.stop().await;
+}
+
+#[tokio::test]
+async fn work_outside_of_sessions_that_its_process_left_behind_costs_what_it_reserved() {
+    let core = limited(100_000).await;
+    let budgets = core.directory.budgets().unwrap().clone();
+    let charge = budgets.charge("alice", [Role::User].into_iter().collect()).unwrap();
+    let work = Work { id: MessageId::generate(), session_id: None };
+    let model = &core.models.get("led").unwrap().info;
+    drop(budgets.reserve(&charge, work, model, 10).await.unwrap());
+    let core = core.crash().await;
+    let stop = CancellationToken::new();
+    core.directory.shared.tasks.spawn(core.directory.clone().run(stop.clone()));
+    let row = settled(&core, "user:alice", 1).await;
+    assert_eq!((row.used.tokens, row.estimated), (ONE_REPLY + 10, 1));
     stop.cancel();
     core.stop().await;
 }

@@ -131,12 +131,8 @@ pub(crate) async fn racing_reservations_stay_below_the_limit(f: &mut impl Fixtur
 
 pub(crate) async fn a_row_holds_a_bounded_number_of_reservations(f: &mut impl Fixture) {
     let (store, key) = (f.budgets(), key(20_000, "role:user"));
-    for batch in 0..MAX_RESERVATIONS / 64 {
-        let reserve = (0..64).map(|_| {
-            let (store, key) = (store.clone(), key.clone());
-            async move { store.reserve_budget(&key, reservation(1, 0), Amount::MAX).await.unwrap() }
-        });
-        assert!(race(reserve).await.iter().all(|reserved| *reserved == Reserved::Done), "{batch}");
+    for _ in 0..MAX_RESERVATIONS {
+        assert_eq!(store.reserve_budget(&key, reservation(1, 0), Amount::MAX).await.unwrap(), Reserved::Done);
     }
     assert_eq!(store.reserve_budget(&key, reservation(1, 0), Amount::MAX).await.unwrap(), Reserved::Refused);
     let first = row(&store, &key).await.open[0].id;
@@ -223,9 +219,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Settlement::Released),
     ];
     prop_oneof![
-        6 => (0_usize..3, 0_u64..50, 0_u64..50).prop_map(|(row, tokens, cost)| Step::Reserve { row, tokens, cost }),
-        6 => (0_usize..20, settlement).prop_map(|(at, settlement)| Step::Settle { at, settlement }),
-        2 => (0_usize..3, prop::collection::vec(1_u64..50, 2..6)).prop_map(|(row, tokens)| Step::Race { row, tokens }),
+        12 => (0_usize..3, 0_u64..50, 0_u64..50).prop_map(|(row, tokens, cost)| Step::Reserve { row, tokens, cost }),
+        12 => (0_usize..20, settlement).prop_map(|(at, settlement)| Step::Settle { at, settlement }),
+        4 => (0_usize..3, prop::collection::vec(1_u64..50, 2..6)).prop_map(|(row, tokens)| Step::Race { row, tokens }),
         1 => Just(Step::Reopen),
     ]
 }
@@ -271,8 +267,8 @@ impl Model {
 
 pub(crate) async fn random_interleavings_keep_the_invariants(f: &mut impl Fixture) {
     let mut runner = TestRunner::default();
-    let histories = prop::collection::vec(step(), 1..40);
-    for case in 0..15 {
+    let histories = prop::collection::vec(step(), 1..30);
+    for case in 0..8 {
         let history = histories.new_tree(&mut runner).expect("the strategy rejects nothing").current();
         let keys: Vec<_> = (0..3).map(|n| key(20_000 + case, &format!("user:{n}"))).collect();
         let rows = keys.iter().cloned().map(BudgetRow::new).collect();

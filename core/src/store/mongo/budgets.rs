@@ -1,12 +1,15 @@
 //! What subjects have used in a day, and what is reserved: one document for each row, changed by conditional updates of
 //! that document alone.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use chatbox_proto::ids::{MessageId, SessionId};
 use mongodb::{
     bson::{Bson, Document, RawDocument, doc},
     options::FindOptions,
 };
+use tokio::time::sleep;
 
 use super::{
     MongoStore, Shared,
@@ -18,6 +21,10 @@ use crate::store::{
     StoreError,
     budgets::{Amount, BudgetKey, BudgetRow, BudgetStore, MAX_RESERVATIONS, Reservation, Reserved, Settlement},
 };
+
+/// Between tries when something moved meanwhile. Doubles up to the longest; the limit of the call ends it.
+const FIRST_PAUSE: Duration = Duration::from_millis(2);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// Digits of a day, so that the order of the texts is that of the keys.
 const DAY_DIGITS: usize = 6;
@@ -60,23 +67,27 @@ async fn reserve(
         "$inc": { "reserved.tokens": tokens, "reserved.cost": cost, "held": 1_i64 },
         "$push": { "open": set_aside },
     };
-    // The second time there is a row.
-    for may_make in [true, false] {
+    let mut pause = FIRST_PAUSE;
+    loop {
         if budgets.update_one(room.clone(), take.clone()).await?.matched_count > 0 {
             return Ok(Reserved::Done);
         }
-        // Decided by what a majority has, and no older than what made the update find nothing.
+        // Why not, as a majority has it now. What stood in the way may be gone, and a row may just have been made: only one
+        // that has no room now is a refusal.
         let found = shared.one(budgets, doc! { "_id": &name }, FindOptions::default(), Level::Current).await?;
-        match found {
-            Some(found) => {
-                let there = row(&found)?.open.iter().any(|open| open.id == reservation.id);
-                return Ok(if there { Reserved::Done } else { Reserved::Refused });
+        match found.map(|found| row(&found)).transpose()? {
+            None => make(shared, &name).await?,
+            Some(row) if row.open.iter().any(|open| open.id == reservation.id) => return Ok(Reserved::Done),
+            Some(row) => {
+                let full = row.open.len() >= MAX_RESERVATIONS as usize;
+                if full || !row.taken().plus(reservation.amount).fits(limit) {
+                    return Ok(Reserved::Refused);
+                }
+                sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
             }
-            None if may_make => make(shared, &name).await?,
-            None => {}
         }
     }
-    Err(Fault::Corrupt("budget"))
 }
 
 /// A row in which nothing has happened, unless there is one.

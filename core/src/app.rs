@@ -15,7 +15,9 @@ use tokio::{net::TcpListener, sync::watch as channel, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    configured::{grpc_limits, listen, listen_admin, listen_operators, open_store, server_tls, session_limits},
+    configured::{
+        budgets, grpc_limits, listen, listen_admin, listen_operators, open_store, server_tls, session_limits, shares,
+    },
     peers::Peers,
 };
 use crate::{
@@ -24,6 +26,7 @@ use crate::{
     generate::Generator,
     grpc::{GrpcServer, Health, Services},
     keys,
+    limits::Shares,
     llm::{observed::Observer, registry::Models},
     metrics::Metrics,
     operators,
@@ -32,6 +35,7 @@ use crate::{
         Directory, Parts, Sessions,
         alerts::{Alerts, Starts},
         audit::AuditTrail,
+        register::Register,
         rotation::Rotation,
         verify::Verifier as PayloadVerifier,
     },
@@ -42,6 +46,9 @@ pub use crate::session::{
     audit::Audited,
     verify::{Finding, Verified},
 };
+
+/// How often the cores that are alive are counted.
+const COUNT_EVERY: Duration = Duration::from_secs(2);
 
 /// How often the store is asked whether it serves.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
@@ -58,6 +65,7 @@ pub struct App {
     verifier: Arc<Verifier>,
     alerts: Alerts,
     models: Models,
+    shares: Shares,
     metrics: Metrics,
     exporter: Option<Exporter>,
     streams: TaskTracker,
@@ -108,8 +116,8 @@ impl App {
             tracing::warn!(%error, "token.jwks_url: the key set could not be read, trying again later");
         }
         let stores = open_store(&config).await?;
-        let store = wrap(stores.sessions);
-        let outbox = stores.outbox;
+        let store = wrap(stores.sessions.clone());
+        let outbox = stores.outbox.clone();
         let secret = match seal::self_test(&ring, &*store).await {
             Ok(secret) => Arc::new(secret),
             Err(error) => {
@@ -144,7 +152,10 @@ impl App {
         let observer: Arc<dyn Observer> = Arc::new(metrics.clone());
         let models = models.observed(&observer, &tracer);
         let (streams, leaving) = (TaskTracker::new(), CancellationToken::new());
+        let shares = shares(&config);
         let directory = Directory::new(Parts {
+            budgets: budgets(&config, stores.budgets, &models, &metrics),
+            shares: shares.clone(),
             store: store.clone(),
             handoffs: stores.handoffs,
             bus: peers.bus.clone(),
@@ -183,6 +194,7 @@ impl App {
             verifier,
             alerts,
             models,
+            shares,
             metrics,
             exporter,
             streams,
@@ -228,6 +240,7 @@ impl App {
             verifier,
             alerts,
             models,
+            shares,
             metrics,
             exporter,
             streams,
@@ -254,6 +267,7 @@ impl App {
             background.spawn(exporter.run(stop.clone().cancelled_owned()));
         }
         background.spawn(directory.clone().run(stop.clone()));
+        background.spawn(until(stop.clone(), count_cores(peers.register.clone(), shares)));
         background.spawn(until(stop.clone(), async move { verifier.keep_fresh().await }));
         let (starts, stored) = watch::start(alerts, models, &metrics, &store, &config, &leaving, &background);
         let probe = Probe {
@@ -425,6 +439,19 @@ pub async fn verify_audit(config: &Config) -> anyhow::Result<Audited> {
     let verified = verified.await;
     stores.sessions.close().await;
     verified
+}
+
+/// Tells the limits how many cores there are, as often as a core can come or go.
+async fn count_cores(register: Register, shares: Shares) {
+    let mut ticks = tokio::time::interval(COUNT_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        // While it cannot be told, the last count stands.
+        if let Ok(live) = register.live().await {
+            shares.set_cores(live.len());
+        }
+    }
 }
 
 async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {

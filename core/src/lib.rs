@@ -1,15 +1,17 @@
 //! Core of Chatbox: sessions and their log, generation, storage, and the `ChatCore` gRPC service.
 //!
-//! Imports go downward only: `main → app → grpc → {session, generate} → {llm, store, bus, notify, seal} → domain →
-//! chatbox_proto`.
+//! Imports go downward only: `main → app → grpc → {session, generate} → budget → {llm, store, bus, notify, seal, limits} →
+//! domain → chatbox_proto`.
 
 pub mod app;
+pub mod budget;
 pub mod bus;
 pub mod config;
 pub mod domain;
 pub mod generate;
 pub mod grpc;
 mod keys;
+pub mod limits;
 pub mod llm;
 pub mod metrics;
 pub mod notify;

@@ -121,6 +121,8 @@ pub struct Metrics {
     tokens: Family<Tokens, Counter>,
     store_errors: Family<Kind, Counter>,
     alerts: Family<Alert, Counter>,
+    budgets: Family<Outcome, Counter>,
+    refusals: Family<Outcome, Counter>,
     requests: Family<MethodCode, Counter>,
     request_seconds: Seconds<Method>,
     gen_ai: gen_ai::GenAi,
@@ -160,6 +162,8 @@ impl Metrics {
             tokens: Family::default(),
             store_errors: Family::default(),
             alerts: Family::default(),
+            budgets: Family::default(),
+            refusals: Family::default(),
             requests: Family::default(),
             request_seconds: Family::new_with_constructor(|| Histogram::new(CALL_BUCKETS)),
             gen_ai: gen_ai::GenAi::default(),
@@ -193,6 +197,8 @@ impl Metrics {
         core.register("tokens", "Tokens used, by model and kind", self.tokens.clone());
         core.register("store_errors", "Failures of the store, by kind", self.store_errors.clone());
         core.register("alerts", "Alerts, by event and outcome", self.alerts.clone());
+        core.register("budget_events", "Reservations of budgets and what became of them", self.budgets.clone());
+        core.register("refusals", "Messages and writes refused by a limit, by reason", self.refusals.clone());
         core.register("grpc_requests", "Calls that ended, by method and code", self.requests.clone());
         let seconds = || Unit::Seconds;
         core.register_with_unit("append_duration", "Time of one append", seconds(), self.append_seconds.clone());
@@ -256,6 +262,16 @@ impl Metrics {
     /// An alert was raised, delivered, tried in vain or given up.
     pub fn alert(&self, event: &'static str, outcome: &'static str) {
         self.alerts.get_or_create(&Alert { event, outcome }).inc();
+    }
+
+    /// Something became of a reservation, or of a request for one: one of a few fixed outcomes.
+    pub fn budget(&self, outcome: &'static str) {
+        self.budgets.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// A message, or a call that writes, was refused by a limit, with one of a few fixed reasons.
+    pub fn limited(&self, reason: &'static str) {
+        self.refusals.get_or_create(&Outcome { outcome: reason }).inc();
     }
 
     /// A call ended. `method` is one of the contract's, or `unknown`.
@@ -353,6 +369,7 @@ mod tests {
             usage: Usage { prompt_tokens: 9, completion_tokens: 2, cached_tokens: 4, estimated: true },
             provider_request_id: Some("req".to_owned()),
             model: "gpt".to_owned(),
+            conversation: None,
         }
     }
 

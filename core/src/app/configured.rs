@@ -8,11 +8,15 @@ use tokio::net::TcpListener;
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
 use crate::{
+    budget::{BudgetLimits, Budgets, Clock},
     config::{Config, StoreTarget, TlsConfig},
     grpc::{FrameLimits, GenerateLimits, GrpcLimits, PageSizes},
+    limits::{ShareLimits, Shares},
+    llm::registry::Models,
+    metrics::Metrics,
     session::{QueueLimits, SessionLimits},
     store::{
-        Stores,
+        BudgetStore, Stores,
         mongo::{MongoOptions, MongoStore},
         sqlite::{SqliteOptions, SqliteStore},
     },
@@ -85,6 +89,24 @@ pub(super) fn server_tls(config: &Config) -> anyhow::Result<Option<ServerTlsConf
     // Built once for nothing, so that a file that is no certificate is refused before anything listens.
     tonic::transport::Server::builder().tls_config(tls.clone()).context("tls.cert_file, tls.key_file")?;
     Ok(Some(tls))
+}
+
+pub(super) fn shares(config: &Config) -> Shares {
+    let limits = &config.limits;
+    Shares::new(ShareLimits { messages_per_minute: limits.messages_per_minute, replies: limits.replies })
+}
+
+/// `None` when nothing is limited.
+pub(super) fn budgets(
+    config: &Config,
+    store: Arc<dyn BudgetStore>,
+    models: &Models,
+    metrics: &Metrics,
+) -> Option<Budgets> {
+    let limits = config.budgets.limits();
+    let limited = limits != BudgetLimits::default();
+    let (models, metrics) = (models.clone(), metrics.clone());
+    limited.then(|| Budgets::new(store, limits, models, metrics, config.store.call_timeout, Clock::system()))
 }
 
 fn queue_limits(config: &Config) -> QueueLimits {

@@ -35,6 +35,7 @@ impl Config {
         self.check_limits(&mut mistakes);
         self.alerts.check(self.profile.is_production(), &mut mistakes);
         self.check_generate(&mut mistakes);
+        self.budgets.check(&self.models, &mut mistakes);
         self.check_drain(&mut mistakes);
         mistakes.extend(self.telemetry.check());
         if self.log.filter.parse::<tracing_subscriber::EnvFilter>().is_err() {
@@ -177,6 +178,8 @@ impl Config {
         within("limits.calls_per_user", limits.calls_per_user, 1, 10_000, mistakes);
         within("limits.frames_per_second", limits.frames_per_second, 1, 10_000, mistakes);
         within("limits.malformed_per_minute", limits.malformed_per_minute, 1, 10_000, mistakes);
+        within("limits.messages_per_minute", limits.messages_per_minute, 0, 100_000, mistakes);
+        within("limits.replies", limits.replies, 1, 1_000_000, mistakes);
         within("limits.frame_bytes", limits.frame_bytes, ByteSize::kib(1), ByteSize::mib(1), mistakes);
         within("limits.request_bytes", limits.request_bytes, ByteSize::kib(1), ByteSize::mib(16), mistakes);
         within("limits.header_bytes", limits.header_bytes, ByteSize::kib(8), ByteSize::mib(1), mistakes);

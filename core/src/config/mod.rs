@@ -5,6 +5,7 @@
 //! Every setting is also a variable: see [`chatbox_proto::settings`]. Those of core begin with `CHATBOX_CORE_`.
 
 mod alerts;
+mod budgets;
 mod bus;
 mod check;
 mod generation;
@@ -23,6 +24,7 @@ use chatbox_proto::{
 use serde::{Deserialize, Serialize};
 
 pub use alerts::{AlertsConfig, ChannelConfig, ChannelKind, RuleConfig, SecurityConfig, ServerConfig};
+pub use budgets::{BudgetConfig, BudgetsConfig};
 pub use bus::BusConfig;
 pub use generation::{KeyPlace, OutputLimit, ProviderConfig, ProviderKind};
 pub use model::{ModelConfig, OnLoss};
@@ -67,6 +69,8 @@ pub struct Config {
     pub session: SessionConfig,
     /// What one client may do, and all together.
     pub limits: LimitsConfig,
+    /// What may be used in a UTC day.
+    pub budgets: BudgetsConfig,
     /// Who is told when something needs people.
     pub alerts: AlertsConfig,
     /// `Generate` streams.
@@ -98,6 +102,7 @@ impl Default for Config {
             limits: LimitsConfig::default(),
             alerts: AlertsConfig::default(),
             generate: GenerateConfig::default(),
+            budgets: BudgetsConfig::default(),
             drain: DrainConfig::default(),
             telemetry: TelemetryConfig::default(),
             log: LogConfig::default(),

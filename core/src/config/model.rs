@@ -115,6 +115,7 @@ impl ModelConfig {
             system_prompt: (!self.system_prompt.is_empty()).then(|| self.system_prompt.clone()),
             roles: self.roles.iter().filter_map(|role| Role::from_name(role)).collect(),
             fallbacks: self.fallbacks.clone(),
+            on_loss: self.on_loss.into(),
             price: Price {
                 prompt: billionths(self.prompt_price),
                 cached: billionths(self.cached_price),
@@ -131,6 +132,10 @@ impl ModelConfig {
             max_output_tokens: info.max_output_tokens,
             provider: providers.get(self.provider.as_str())?.clone(),
         })
+    }
+
+    pub(super) fn has_a_price(&self) -> bool {
+        self.prompt_price > 0.0 || self.cached_price > 0.0 || self.completion_price > 0.0
     }
 
     /// Tokens that its prompts may have.

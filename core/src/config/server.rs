@@ -53,6 +53,11 @@ pub struct LimitsConfig {
     /// goes out at once. 25 to 40 ms still reads well and halves the work. Default 0 s.
     #[serde(with = "settings::duration")]
     pub merge_deltas: Duration,
+    /// Messages, and calls that write, of one user in a minute, through all cores together: 1 to 100,000, or 0 for no limit.
+    /// Each core allows its part. Default 0.
+    pub messages_per_minute: u32,
+    /// Replies that all cores together generate at a time, each its part: 1 to 1,000,000. Default 10,000.
+    pub replies: u32,
     /// Time for a TLS handshake, and without TLS for the first bytes of HTTP/2: 100 ms to 1 min. Default 10 s.
     #[serde(with = "settings::duration")]
     pub handshake_timeout: Duration,
@@ -75,6 +80,8 @@ impl Default for LimitsConfig {
             frames_per_second: 30,
             malformed_per_minute: 10,
             merge_deltas: Duration::ZERO,
+            messages_per_minute: 0,
+            replies: 10_000,
             handshake_timeout: Duration::from_secs(10),
             keepalive: Duration::from_secs(20),
         }

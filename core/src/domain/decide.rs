@@ -4,7 +4,9 @@
 use chatbox_proto::ids::MessageId;
 
 use super::{
-    entry::{EndReason, EntryKind, FinishReason, Message, ReplyFinished, ReplyStarted, Sender, SenderRole, Usage},
+    entry::{
+        Charge, EndReason, EntryKind, FinishReason, Message, ReplyFinished, ReplyStarted, Sender, SenderRole, Usage,
+    },
     handoff,
     session::{Responder, RunningReply, SessionState},
 };
@@ -18,6 +20,9 @@ pub enum Rejection {
     /// The session's content is being destroyed: nothing follows.
     #[error("the session is erased")]
     Erased,
+    /// It may not be sent now; whoever sent it is told why.
+    #[error("it may not be sent now")]
+    NotAdmitted,
     /// As many messages wait for a reply as may.
     #[error("too many messages wait for a reply")]
     TooManyUnanswered,
@@ -42,6 +47,8 @@ pub struct NextReply {
     pub id: MessageId,
     /// The model that answers: the selected one, or what stands in for one that was removed.
     pub model: String,
+    /// The budgets that it counts against.
+    pub charge: Option<Charge>,
 }
 
 /// How a running reply ends.
@@ -57,6 +64,8 @@ pub struct Ending {
     pub provider_request_id: Option<String>,
     /// Id of the fallback that answered. `None`: the model it started with.
     pub model: Option<String>,
+    /// The name under which the provider keeps the conversation.
+    pub conversation: Option<String>,
 }
 
 /// A message is written; unless a reply runs or a person holds the session, one reply starts for everything that waits.
@@ -147,7 +156,8 @@ pub(super) fn cut_all(
     if !state.unanswered.is_empty() && state.responder == Responder::Assistant {
         let started_seq = state.head + entries.len() as u64 + 1;
         let (id, model) = (next.id, next.model.clone());
-        entries.push(start(next, state.unanswered.clone()));
+        // It asks no provider, and uses nothing.
+        entries.push(start(NextReply { charge: None, ..next }, state.unanswered.clone()));
         entries.push(EntryKind::ReplyFinished(ReplyFinished {
             id,
             started_seq,
@@ -156,6 +166,7 @@ pub(super) fn cut_all(
             usage: Usage::default(),
             provider_request_id: None,
             model,
+            conversation: None,
         }));
     }
     entries
@@ -193,7 +204,8 @@ fn open_ended(state: &SessionState) -> Result<(), Rejection> {
 }
 
 fn start(next: NextReply, answers: Vec<MessageId>) -> EntryKind {
-    EntryKind::ReplyStarted(ReplyStarted { id: next.id, model: next.model, answers, supersedes: None })
+    let NextReply { id, model, charge } = next;
+    EntryKind::ReplyStarted(ReplyStarted { id, model, answers, supersedes: None, charge })
 }
 
 fn finish(running: &RunningReply, ending: Ending) -> EntryKind {
@@ -205,6 +217,7 @@ fn finish(running: &RunningReply, ending: Ending) -> EntryKind {
         usage: ending.usage,
         provider_request_id: ending.provider_request_id,
         model: ending.model.unwrap_or_else(|| running.model.clone()),
+        conversation: ending.conversation,
     })
 }
 
@@ -241,7 +254,7 @@ mod tests {
     }
 
     fn new_reply() -> NextReply {
-        NextReply { id: MessageId::generate(), model: "demo".into() }
+        NextReply { id: MessageId::generate(), model: "demo".into(), charge: None }
     }
 
     fn next() -> Option<NextReply> {
@@ -249,7 +262,14 @@ mod tests {
     }
 
     fn ending(finish: FinishReason) -> Ending {
-        Ending { finish, text: "partial".into(), usage: Usage::default(), provider_request_id: None, model: None }
+        Ending {
+            finish,
+            text: "partial".into(),
+            usage: Usage::default(),
+            provider_request_id: None,
+            model: None,
+            conversation: None,
+        }
     }
 
     fn append(state: &mut SessionState, log: &mut Vec<Entry>, kinds: Vec<EntryKind>) {

@@ -115,6 +115,18 @@ pub struct ReplyStarted {
     /// The message this one replaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub supersedes: Option<MessageId>,
+    /// The budgets that it counts against; `None`: no budget is limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub charge: Option<Charge>,
+}
+
+/// The budgets that a reply counts against.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Charge {
+    /// The day on which it started: days since the Unix epoch, in UTC.
+    pub day: u32,
+    /// Whose budgets, like `user:alice`.
+    pub subjects: Vec<String>,
 }
 
 /// The assistant's message is complete.
@@ -135,6 +147,9 @@ pub struct ReplyFinished {
     pub provider_request_id: Option<String>,
     /// Id of the model that answered.
     pub model: String,
+    /// The name under which the provider keeps the conversation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conversation: Option<String>,
 }
 
 /// Who wrote or did something.
@@ -180,6 +195,8 @@ pub enum FinishReason {
     Filtered,
     /// The provider was too slow.
     Timeout,
+    /// A budget has no room for it.
+    BudgetExhausted,
 }
 
 impl FinishReason {
@@ -195,6 +212,7 @@ impl FinishReason {
             Self::ProviderError => "provider_error",
             Self::Filtered => "filtered",
             Self::Timeout => "timeout",
+            Self::BudgetExhausted => "budget_exhausted",
         }
     }
 
@@ -203,7 +221,9 @@ impl FinishReason {
     pub fn is_failure(self) -> bool {
         match self {
             Self::Interrupted | Self::ProviderError | Self::Timeout => true,
-            Self::Stop | Self::Length | Self::Cancelled | Self::Superseded | Self::Filtered => false,
+            Self::Stop | Self::Length | Self::Cancelled | Self::Superseded | Self::Filtered | Self::BudgetExhausted => {
+                false
+            }
         }
     }
 }

@@ -148,7 +148,7 @@ mod tests {
     }
 
     fn next() -> NextReply {
-        NextReply { id: MessageId::generate(), model: "demo".into() }
+        NextReply { id: MessageId::generate(), model: "demo".into(), charge: None }
     }
 
     fn ending() -> Ending {
@@ -157,6 +157,7 @@ mod tests {
             text: "so far".into(),
             usage: Usage::default(),
             provider_request_id: None,
+            conversation: None,
             model: None,
         }
     }

@@ -5,7 +5,10 @@ use chatbox_proto::ids::MessageId;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    entry::{EndReason, Entry, EntryKind, Message, ReplyFinished, ReplyStarted, Sender, SenderRole, Seq, Usage},
+    entry::{
+        Charge, EndReason, Entry, EntryKind, FinishReason, Message, ReplyFinished, ReplyStarted, Sender, SenderRole,
+        Seq, Usage,
+    },
     time::Timestamp,
 };
 
@@ -50,6 +53,12 @@ pub struct SessionState {
     /// The last reply that started.
     #[serde(default)]
     pub last_reply: Option<MessageId>,
+    /// Whose budgets the last reply that started counts against.
+    #[serde(default)]
+    pub charged: Vec<String>,
+    /// What a provider keeps of this conversation, as long as that is all of it.
+    #[serde(default)]
+    pub conversation: Option<KeptConversation>,
     /// Set once it takes no more messages.
     #[serde(default)]
     pub ended: Option<End>,
@@ -88,6 +97,18 @@ pub struct RunningReply {
     pub model: String,
     /// The messages it answers.
     pub answers: Vec<MessageId>,
+    /// The budgets that it counts against.
+    #[serde(default)]
+    pub charge: Option<Charge>,
+}
+
+/// What a provider keeps of a conversation, so that it need not be told again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptConversation {
+    /// The model that answered last, through that provider.
+    pub model: String,
+    /// The provider's name for it.
+    pub id: String,
 }
 
 /// How a session ended.
@@ -114,6 +135,8 @@ impl SessionState {
             unanswered: Vec::new(),
             running: None,
             last_reply: None,
+            charged: Vec::new(),
+            conversation: None,
             ended: None,
             erased: false,
             message_count: 0,
@@ -169,6 +192,8 @@ impl SessionState {
                 self.epoch = entry.seq;
                 self.helped_since = self.help_requested_at.take().or(self.helped_since);
                 self.unanswered.clear();
+                // The provider does not hear what a person says now.
+                self.conversation = None;
             }
             EntryKind::Released { admin } => {
                 self.responder = Responder::Assistant;
@@ -207,16 +232,28 @@ impl SessionState {
         self.message_count += 1;
         self.unanswered.retain(|id| !reply.answers.contains(id));
         self.last_reply = Some(reply.id);
+        if let Some(charge) = &reply.charge {
+            self.charged.clone_from(&charge.subjects);
+        }
+        if reply.supersedes.is_some() {
+            // What it replaces is part of what the provider keeps.
+            self.conversation = None;
+        }
         self.running = Some(RunningReply {
             id: reply.id,
             started_seq: seq,
             model: reply.model.clone(),
             answers: reply.answers.clone(),
+            charge: reply.charge.clone(),
         });
     }
 
     fn reply_finished(&mut self, reply: &ReplyFinished) {
         self.usage += reply.usage;
+        // After an end of another kind nobody knows what the provider has kept.
+        let whole = matches!(reply.finish, FinishReason::Stop | FinishReason::Length);
+        let kept = |id: &String| KeptConversation { model: reply.model.clone(), id: id.clone() };
+        self.conversation = reply.conversation.as_ref().filter(|_| whole).map(kept);
         self.running.take_if(|running| running.id == reply.id);
     }
 }

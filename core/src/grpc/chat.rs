@@ -205,6 +205,7 @@ impl Connection {
         let join = |created, done| Attach {
             queue: self.queue.clone(),
             sender: sender.clone(),
+            roles: self.identity.roles,
             after_seq: open.after_seq,
             reply: open.reply,
             request_id: request_id.clone(),

@@ -307,7 +307,8 @@ impl Connection {
             | FinishReason::Interrupted
             | FinishReason::ProviderError
             | FinishReason::Filtered
-            | FinishReason::Timeout => self.conversation.truncate(running.before),
+            | FinishReason::Timeout
+            | FinishReason::BudgetExhausted => self.conversation.truncate(running.before),
         }
     }
 

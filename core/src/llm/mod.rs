@@ -195,6 +195,12 @@ impl ProviderError {
         }
     }
 
+    /// No provider has heard of it.
+    #[must_use]
+    pub fn was_not_sent(&self) -> bool {
+        matches!(self, Self::CircuitOpen | Self::QueueFull | Self::Prompt(_))
+    }
+
     /// The prompt itself was refused: nobody else will take it either.
     #[must_use]
     pub fn is_of_the_prompt(&self) -> bool {

@@ -11,6 +11,7 @@ use chatbox_proto::{
 use super::{
     Load, Provider,
     observed::{Observed, Observer},
+    route::OnLoss,
 };
 use crate::domain::entry::Usage;
 
@@ -35,6 +36,8 @@ pub struct ModelInfo {
     pub roles: Vec<Role>,
     /// Ids of the models that stand in for it, in order.
     pub fallbacks: Vec<String>,
+    /// What becomes of an answer whose provider is lost in the middle of it.
+    pub on_loss: OnLoss,
     /// What its tokens cost.
     pub price: Price,
 }

@@ -77,7 +77,7 @@ mod tests {
 
     fn reply(text: Option<&str>) -> HistoryMessage {
         let id = MessageId::generate();
-        let started = ReplyStarted { id, model: "m".into(), answers: Vec::new(), supersedes: None };
+        let started = ReplyStarted { id, model: "m".into(), answers: Vec::new(), supersedes: None, charge: None };
         let end = text.map(|text| End {
             seq: 3,
             at: Timestamp::default(),
@@ -89,6 +89,7 @@ mod tests {
                 usage: Usage::default(),
                 provider_request_id: None,
                 model: "m".into(),
+                conversation: None,
             },
         });
         HistoryMessage { seq: 2, at: Timestamp::default(), content: Content::Reply(started, end) }

@@ -15,6 +15,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    budgets::sweep_budgets,
     error::{SessionError, shutting_down},
     holds::HoldWatch,
     link::{Link, is_cut_off},
@@ -24,7 +25,9 @@ use super::{
     sweep::Sweep,
 };
 use crate::{
+    budget::Budgets,
     bus::Bus,
+    limits::Shares,
     llm::registry::Models,
     metrics::Metrics,
     seal::{InstallationSecret, KeyRing},
@@ -89,6 +92,8 @@ pub(super) struct Shared {
     pub(super) queue: HelpQueue,
     pub(super) bus: Arc<dyn Bus>,
     pub(super) models: Models,
+    pub(super) budgets: Option<Budgets>,
+    pub(super) shares: Shares,
     pub(super) ring: Arc<KeyRing>,
     pub(super) secret: Arc<InstallationSecret>,
     pub(super) limits: SessionLimits,
@@ -163,6 +168,10 @@ pub struct Parts {
     pub bus: Arc<dyn Bus>,
     /// Who can answer.
     pub models: Models,
+    /// What may be used in a day; `None`: nothing is limited.
+    pub budgets: Option<Budgets>,
+    /// What this core may take on of what all may.
+    pub shares: Shares,
     /// The key ring, after its self-test.
     pub ring: Arc<KeyRing>,
     /// The installation's secret, from the self-test.
@@ -184,6 +193,8 @@ impl Directory {
             handoffs: parts.handoffs,
             bus: parts.bus,
             models: parts.models,
+            budgets: parts.budgets,
+            shares: parts.shares,
             ring: parts.ring,
             secret: parts.secret,
             limits: parts.limits,
@@ -206,6 +217,12 @@ impl Directory {
     /// Opaque per user and installation, for abuse detection at a provider.
     pub(super) fn user_hash(&self, user_id: &str) -> String {
         self.shared.user_hash(user_id)
+    }
+
+    /// What may be used in a day, for work outside of sessions. `None`: nothing is limited.
+    #[must_use]
+    pub fn budgets(&self) -> Option<&Budgets> {
+        self.shared.budgets.as_ref()
     }
 
     /// The room of a session, opened if need be.
@@ -302,7 +319,7 @@ impl Directory {
             () = token.cancelled() => {}
             _ = async {
                 let holds = HoldWatch::new(self.clone()).run();
-                tokio::join!(recover, self.compare_heads(), self.shared.queue.run(&self), holds)
+                tokio::join!(recover, self.compare_heads(), self.shared.queue.run(&self), holds, sweep_budgets(self.clone()))
             } => {}
         }
     }

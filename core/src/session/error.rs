@@ -101,6 +101,10 @@ impl From<Rejection> for Failure {
                 "OWN_SESSION",
                 "nobody can be the other side of their own session",
             ),
+            Rejection::NotAdmitted => {
+                Failure::new(ErrorCode::ResourceExhausted, "NOT_ADMITTED", "it may not be sent now")
+                    .retry_after(Duration::from_secs(5))
+            }
             Rejection::NotRunning => {
                 Failure::new(ErrorCode::FailedPrecondition, "REPLY_NOT_RUNNING", "this reply does not run")
             }

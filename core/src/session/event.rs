@@ -225,6 +225,7 @@ pub fn wire_finish(finish: FinishReason) -> v1::FinishReason {
         FinishReason::ProviderError => v1::FinishReason::ProviderError,
         FinishReason::Filtered => v1::FinishReason::Filtered,
         FinishReason::Timeout => v1::FinishReason::Timeout,
+        FinishReason::BudgetExhausted => v1::FinishReason::BudgetExhausted,
     }
 }
 

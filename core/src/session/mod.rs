@@ -6,6 +6,7 @@
 
 pub mod alerts;
 pub mod audit;
+mod budgets;
 mod context;
 mod directory;
 mod erasure;

@@ -8,7 +8,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{context::ContextBuilder, error::SessionError, history::HistoryReader, log::SessionLog};
 use crate::{
-    domain::entry::{FinishReason, Seq, Usage},
+    budget::{BudgetError, Budgets, Work},
+    domain::entry::{Charge, FinishReason, Seq, Usage},
     llm::{Chunk, Prompt, registry::Model, tokens::estimate_message_tokens},
 };
 
@@ -28,6 +29,8 @@ pub(super) enum ReplyEvent {
     RequestId(String),
     /// Id of the model that answers instead of the chosen one.
     Model(String),
+    /// The provider keeps the conversation under this name.
+    Conversation(String),
     /// Text; never empty.
     Text(String),
     /// The last event.
@@ -43,6 +46,10 @@ pub(super) struct ReplyJob {
     pub(super) user_hash: String,
     /// Where the message that it answers belongs in a trace.
     pub(super) trace: Option<TraceContext>,
+    /// What the provider of this model keeps of the conversation, if that is all of it.
+    pub(super) conversation: Option<String>,
+    pub(super) budgets: Option<Budgets>,
+    pub(super) charge: Option<Charge>,
 }
 
 impl ReplyJob {
@@ -56,8 +63,15 @@ impl ReplyJob {
     }
 
     async fn generate(&self, events: &mpsc::Sender<ReplyEvent>) {
-        let (finish, usage) = match self.prompt(events).await {
-            Ok(prompt) => self.stream(prompt, events).await,
+        let (finish, usage) = match self.prompt().await {
+            Ok((prompt, tokens)) => match self.reserve(tokens).await {
+                Ok(()) => {
+                    // From here on it may cost something.
+                    let _ = events.send(ReplyEvent::Prompted(tokens)).await;
+                    self.stream(prompt, events).await
+                }
+                Err(finish) => (finish, Some(Usage::default())),
+            },
             Err(error) => {
                 tracing::error!(error = &error as &dyn std::error::Error, session.id = %self.log.id, "no context for a reply");
                 (FinishReason::Interrupted, None)
@@ -67,7 +81,19 @@ impl ReplyJob {
         let _ = events.send(ReplyEvent::Ended(finish, usage)).await;
     }
 
-    async fn prompt(&self, events: &mpsc::Sender<ReplyEvent>) -> Result<Prompt, SessionError> {
+    /// Room in the budgets, or how the reply ends without it. What becomes of it follows from the reply's end.
+    async fn reserve(&self, prompt_tokens: u64) -> Result<(), FinishReason> {
+        let (Some(budgets), Some(charge)) = (&self.budgets, &self.charge) else { return Ok(()) };
+        let work = Work { id: self.id, session_id: Some(self.log.id) };
+        match budgets.reserve(charge, work, &self.model.info, prompt_tokens).await {
+            Ok(_settled_with_the_end) => Ok(()),
+            Err(BudgetError::Exhausted { .. }) => Err(FinishReason::BudgetExhausted),
+            // Whether there is room cannot be told: nothing is given away.
+            Err(BudgetError::Store(_) | BudgetError::StoreTimeout) => Err(FinishReason::Interrupted),
+        }
+    }
+
+    async fn prompt(&self) -> Result<(Prompt, u64), SessionError> {
         let info = &self.model.info;
         let system = info.system_prompt.as_deref();
         let budget = u64::from(info.context_tokens.saturating_sub(info.max_output_tokens));
@@ -86,16 +112,16 @@ impl ReplyJob {
             }
         }
         let (messages, tokens) = context.finish(system);
-        let _ = events.send(ReplyEvent::Prompted(tokens)).await;
-        Ok(Prompt {
+        let prompt = Prompt {
             upstream_model: info.upstream_model.clone(),
             messages,
             max_output_tokens: info.max_output_tokens,
             user_hash: self.user_hash.clone(),
-            conversation: None,
+            conversation: self.conversation.clone(),
             trace: self.trace,
             ..Prompt::default()
-        })
+        };
+        Ok((prompt, tokens))
     }
 
     async fn stream(&self, prompt: Prompt, events: &mpsc::Sender<ReplyEvent>) -> (FinishReason, Option<Usage>) {
@@ -106,15 +132,19 @@ impl ReplyJob {
         };
         let mut chunks = match self.model.provider.generate(prompt).await {
             Ok(chunks) => chunks,
-            Err(error) => return failed(error, None),
+            Err(error) => {
+                // What was never sent has used nothing.
+                let unsent = error.was_not_sent().then(Usage::default);
+                return failed(error, unsent);
+            }
         };
         while let Some(chunk) = chunks.next().await {
             let event = match chunk {
                 Ok(Chunk::Text(text)) => ReplyEvent::Text(text),
                 Ok(Chunk::RequestId(id)) => ReplyEvent::RequestId(id),
                 Ok(Chunk::Model(id)) => ReplyEvent::Model(id),
-                // Nothing keeps it with the session: every prompt holds all that has to be known.
-                Ok(Chunk::Conversation(_) | Chunk::Reasoning) => continue,
+                Ok(Chunk::Conversation(id)) => ReplyEvent::Conversation(id),
+                Ok(Chunk::Reasoning) => continue,
                 Ok(Chunk::Usage(reported)) => {
                     usage = Some(reported);
                     continue;

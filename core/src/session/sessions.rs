@@ -182,6 +182,7 @@ impl Sessions {
     /// `FAILED_PRECONDITION` `SESSION_LIMIT`, `ALREADY_EXISTS` `REQUEST_ID_REUSED`, `INVALID_ARGUMENT` for an unknown model.
     pub async fn create(&self, owner: &str, model: &str, request_id: &str) -> Result<v1::Session, Failure> {
         let model_id = self.model(model)?;
+        self.share(owner)?;
         let secret = &self.directory.shared.secret;
         let request = (!request_id.is_empty()).then(|| RequestKey {
             id: secret.hash("create session", &[owner.as_bytes(), request_id.as_bytes()]),
@@ -201,6 +202,12 @@ impl Sessions {
                 "this request_id was used with other fields",
             )),
         }
+    }
+
+    /// One more write of a user, of those that a minute has.
+    fn share(&self, user_id: &str) -> Result<(), Failure> {
+        let shared = &self.directory.shared;
+        shared.shares.write(user_id).inspect_err(|_| shared.metrics.limited("too_many_messages"))
     }
 
     async fn store_new(
@@ -370,6 +377,7 @@ impl Sessions {
     /// # Errors
     /// `NOT_FOUND`; failures of the store.
     pub async fn end(&self, caller: &Sender, id: SessionId) -> Result<v1::Session, Failure> {
+        self.share(&caller.user_id)?;
         for _ in 0..TRIES {
             let room = self.owned_room(&caller.user_id, id).await?;
             let (done, answer) = oneshot::channel();

@@ -4,6 +4,7 @@
 //! it keeps what it is given, atomically where the contract says so, and says truthfully whether it did.
 
 pub mod audit;
+pub mod budgets;
 #[cfg(test)]
 mod conformance;
 pub mod error;
@@ -20,6 +21,7 @@ use chatbox_proto::ids::{MessageId, SessionId};
 use self::outbox::OutboxStore;
 pub use self::{
     audit::{AuditQuery, AuditRow, AuditStore},
+    budgets::BudgetStore,
     error::{StoreError, StoreErrorKind},
     handoff::{HandoffRow, HandoffStore, Stage},
 };
@@ -241,17 +243,25 @@ pub struct Stores {
     pub handoffs: Arc<dyn HandoffStore>,
     /// The audit trail.
     pub audit: Arc<dyn AuditStore>,
+    /// What subjects have used.
+    pub budgets: Arc<dyn BudgetStore>,
 }
 
-impl<S: SessionStore + OutboxStore + HandoffStore + AuditStore> From<S> for Stores {
+impl<S: SessionStore + OutboxStore + HandoffStore + AuditStore + BudgetStore> From<S> for Stores {
     fn from(store: S) -> Self {
         Arc::new(store).into()
     }
 }
 
-impl<S: SessionStore + OutboxStore + HandoffStore + AuditStore> From<Arc<S>> for Stores {
+impl<S: SessionStore + OutboxStore + HandoffStore + AuditStore + BudgetStore> From<Arc<S>> for Stores {
     fn from(store: Arc<S>) -> Self {
-        Self { sessions: store.clone(), outbox: store.clone(), handoffs: store.clone(), audit: store }
+        Self {
+            sessions: store.clone(),
+            outbox: store.clone(),
+            handoffs: store.clone(),
+            audit: store.clone(),
+            budgets: store,
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use chatbox_proto::v1::{
     FinishReason,
-    chat_request::{Frame, Stop},
+    chat_request::{Frame, Open, Stop},
     chat_response::Event,
 };
 
@@ -69,5 +69,36 @@ async fn a_core_that_leaves_stops_what_it_cuts() {
     stack.stop_core().await.unwrap();
     assert_eq!(provider.wait_stops(1).await.unwrap().len(), 1);
     stack.start_core().await.unwrap();
+    stack.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_conversation_goes_on_under_the_name_the_service_gave_it_and_begins_anew_when_it_is_lost_there() {
+    let provider = Provider::start().await.unwrap();
+    let mut stack = start(&provider).await;
+    let (mut client, session_id) = ask(&stack, Transport::ALL[0], "alice", "app").await;
+    client.reply().await.unwrap();
+    client.say("second", "and now?").await.unwrap();
+    client.reply().await.unwrap();
+    let asked = &provider.requests()[1];
+    assert_eq!((&asked.body["conversation_id"], &asked.body["query"]), (&"conversation-1".into(), &"and now?".into()));
+    settled(&stack, &mut client, "alice", &session_id).await;
+
+    // Also through another life of core; and it has been deleted at the service meanwhile.
+    stack.restart_core().await.unwrap();
+    provider.script("app", Script::status(404, &serde_json::json!({"code": "not_found", "status": 404})));
+    provider.script("app", Script::reply(["as new"]));
+    let mut client = stack.connect(Transport::Grpc, "alice").await.unwrap();
+    client.open(Open { session_id: session_id.clone(), ..Open::default() }).await.unwrap();
+    client.say("third", "still there?").await.unwrap();
+    assert_eq!(client.reply().await.unwrap().finished.text, "as new");
+    let asked = provider.requests();
+    assert_eq!(asked[2].body["conversation_id"], "conversation-2");
+    assert_eq!(asked[3].body["conversation_id"], "");
+    let query = asked[3].body["query"].as_str().unwrap();
+    assert!(query.starts_with("User: question\n\nAssistant: ") && query.ends_with("\n\nUser: still there?"), "{query}");
+    client.say("fourth", "good").await.unwrap();
+    client.reply().await.unwrap();
+    assert_eq!(provider.requests()[4].body["conversation_id"], "conversation-4");
     stack.shutdown().await.unwrap();
 }

@@ -4,6 +4,7 @@ mod alerts;
 mod anthropic;
 mod bad_input;
 mod bounds;
+mod budgets;
 mod chaos;
 mod chaos_evidence;
 mod chaos_failpoints;

@@ -218,6 +218,7 @@ fn reason(finish: FinishReason) -> &'static str {
         FinishReason::ProviderError => "the model's provider failed",
         FinishReason::Filtered => "withheld by a filter",
         FinishReason::Timeout => "the model was too slow",
+        FinishReason::BudgetExhausted => "the budget is used up",
     }
 }
 

@@ -14,6 +14,7 @@ use chatbox_proto::{
     error_code::ErrorCode,
     ids::MessageId,
     status::Failure,
+    token::Roles,
     trace::TraceContext,
     v1::{self, chat_response as response},
 };
@@ -54,6 +55,8 @@ pub struct Attach {
     pub queue: Queue,
     /// Who it is.
     pub sender: Sender,
+    /// Its roles.
+    pub roles: Roles,
     /// The last entry it has.
     pub after_seq: Option<Seq>,
     /// How much of a running reply it has.
@@ -73,6 +76,7 @@ struct Subscriber {
     queue: Queue,
     sender: Sender,
     trace: Option<TraceContext>,
+    roles: Roles,
     typing_until: Option<Instant>,
     /// It sends nothing more; the last entry that it may have caused, once nothing of it waits any more.
     half_closed: Option<HalfClosed>,
@@ -140,6 +144,10 @@ impl Subscribers {
 
     pub(super) fn trace(&self, id: SubscriberId) -> Option<TraceContext> {
         self.attached.iter().find(|s| s.id == id).and_then(|s| s.trace)
+    }
+
+    pub(super) fn roles(&self, id: SubscriberId) -> Option<Roles> {
+        self.attached.iter().find(|s| s.id == id).map(|s| s.roles)
     }
 
     pub(super) fn sender(&self, id: SubscriberId) -> Option<&Sender> {
@@ -309,7 +317,7 @@ impl Room {
     }
 
     fn join(&mut self, attach: Attach) {
-        let Attach { queue, sender, after_seq, reply, request_id, trace, created, done } = attach;
+        let Attach { queue, sender, roles, after_seq, reply, request_id, trace, created, done } = attach;
         let head = self.state.head;
         let verdict = match after_seq {
             None => response::ResumeVerdict::Fresh,
@@ -348,7 +356,7 @@ impl Room {
         queue.push(event::encode(response::Event::CaughtUp(response::CaughtUp { seq: head })));
         self.subscribers.last_id += 1;
         let id = SubscriberId(self.subscribers.last_id);
-        let subscriber = Subscriber { id, queue, sender, trace, typing_until: None, half_closed: None };
+        let subscriber = Subscriber { id, queue, sender, roles, trace, typing_until: None, half_closed: None };
         self.subscribers.attached.push(subscriber);
         self.broadcast_presence(None);
         self.publish_presence(false);

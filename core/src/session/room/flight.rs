@@ -3,6 +3,7 @@
 
 use std::{future::Future, pin::Pin, task, time::Duration};
 
+use chatbox_proto::status::Failure;
 use tokio::time::Instant;
 
 use super::{ending::Asked, write::Write};
@@ -66,6 +67,8 @@ pub(super) enum Outcome {
     Alive,
     /// What came of asking the core that runs the reply to end it.
     Asked(Asked),
+    /// Whether the budgets have room.
+    Admitted(Result<(), Failure>),
 }
 
 impl Future for InFlight {

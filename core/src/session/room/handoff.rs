@@ -260,6 +260,7 @@ impl Room {
                 usage: crate::domain::entry::Usage::default(),
                 provider_request_id: None,
                 model: None,
+                conversation: None,
             },
         }
     }
@@ -272,7 +273,7 @@ impl Room {
             Handoff::Act(Act::TakeOver, _) => Stage::Held,
             Handoff::Act(Act::Release(_) | Act::Reassign(..) | Act::End, _) | Handoff::Lapse(_) => return None,
         };
-        let something = self.decide(&write.op).is_ok_and(|kinds| !kinds.is_empty());
+        let something = self.decide(write).is_ok_and(|kinds| !kinds.is_empty());
         (something && !write.prepared).then_some(stage)
     }
 

@@ -46,6 +46,7 @@ pub(super) struct LiveReply {
     ending: Option<(FinishReason, Option<Usage>)>,
     prompt_tokens: u64,
     provider_request_id: Option<String>,
+    conversation: Option<String>,
     events: Option<mpsc::Receiver<ReplyEvent>>,
     cancel: CancellationToken,
     waiters: Vec<Origin>,
@@ -71,6 +72,7 @@ impl LiveReply {
             ending: None,
             prompt_tokens: 0,
             provider_request_id: None,
+            conversation: None,
             events: None,
             cancel: CancellationToken::new(),
             waiters: Vec::new(),
@@ -124,6 +126,7 @@ impl LiveReply {
             usage,
             provider_request_id: self.provider_request_id.clone(),
             model: Some(self.model.clone()),
+            conversation: self.conversation.clone(),
         }
     }
 
@@ -220,6 +223,14 @@ impl Room {
                 model: model.clone(),
                 user_hash: self.shared.user_hash(&self.owner),
                 trace: self.trace,
+                conversation: self
+                    .state
+                    .conversation
+                    .as_ref()
+                    .filter(|kept| kept.model == running.model)
+                    .map(|kept| kept.id.clone()),
+                budgets: self.shared.budgets.clone(),
+                charge: running.charge.clone(),
             };
             self.shared.tasks.spawn(Box::new(job).run(reply.cancel.clone(), sender));
         } else {
@@ -289,6 +300,7 @@ impl Room {
             Some(ReplyEvent::Prompted(tokens)) => reply.prompt_tokens = tokens,
             Some(ReplyEvent::Model(id)) => reply.model = id,
             Some(ReplyEvent::RequestId(id)) => reply.provider_request_id = Some(id),
+            Some(ReplyEvent::Conversation(id)) => reply.conversation = Some(id),
             Some(ReplyEvent::Ended(finish, usage)) => reply.end(finish, usage),
             // The task is gone without a word: it panicked.
             None => {

@@ -2,6 +2,7 @@
 //! through a bounded channel. It decides, appends, and fans out what the store has confirmed; it never waits for a
 //! subscriber, and while an append is in flight deltas and attaching go on.
 
+mod admission;
 mod attach;
 mod ending;
 mod flight;
@@ -16,7 +17,7 @@ mod write;
 
 use std::{collections::BTreeMap, future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use chatbox_proto::{error_code::ErrorCode, status::Failure, trace::TraceContext};
+use chatbox_proto::{error_code::ErrorCode, status::Failure, token::Roles, trace::TraceContext};
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -104,6 +105,8 @@ pub(super) struct Room {
     row: RowCare,
     /// What others were told last about the session's row.
     announced: Option<std::mem::Discriminant<Stage>>,
+    /// The roles of whoever wrote here last.
+    payer: Option<Roles>,
     /// The head as the store told it last.
     store_head: Seq,
     phase: watch::Receiver<Phase>,
@@ -146,6 +149,7 @@ impl Room {
             renewal: None,
             row: RowCare::default(),
             announced: None,
+            payer: None,
             phase,
             gone: false,
             next_heartbeat: Instant::now() + shared.limits.heartbeat,
@@ -294,7 +298,11 @@ impl Room {
             }
             Frame::Send(message) => {
                 self.trace = self.subscribers.trace(subscriber);
-                self.writes.push(Write::new(Op::Send(Box::new(message)), origin));
+                if *sender.user_id == *self.owner {
+                    self.payer = self.subscribers.roles(subscriber);
+                }
+                let verdict = self.share(&sender.user_id);
+                self.writes.push(Write::new(Op::Send(Box::new(message)), origin).judged(verdict));
             }
             Frame::EndSession => {
                 self.writes.push(Write::new(Op::End { by: sender, reason: EndReason::User }, origin));

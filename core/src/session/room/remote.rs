@@ -113,7 +113,7 @@ impl RemoteReply {
     /// What a terminal entry says that is written here. The usage is known to its core alone: it is estimated.
     pub(super) fn ending(&self, finish: FinishReason) -> Ending {
         let usage = estimate_usage(0, self.text.len());
-        Ending { finish, text: self.text.clone(), usage, provider_request_id: None, model: None }
+        Ending { finish, text: self.text.clone(), usage, provider_request_id: None, model: None, conversation: None }
     }
 
     fn extension(&self, offset: u32, text: &str) -> Extension {
@@ -381,8 +381,13 @@ mod tests {
     use super::*;
 
     fn reply(text: &str) -> RemoteReply {
-        let running =
-            RunningReply { id: MessageId::generate(), started_seq: 2, model: "m".into(), answers: Vec::new() };
+        let running = RunningReply {
+            id: MessageId::generate(),
+            started_seq: 2,
+            model: "m".into(),
+            answers: Vec::new(),
+            charge: None,
+        };
         RemoteReply { text: text.into(), ..RemoteReply::new(running, true) }
     }
 

@@ -11,10 +11,10 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     Room,
+    admission::Verdict,
     attach::SubscriberId,
     flight::{Death, InFlight, Landed, Outcome, adopt, append, conflict, resolve},
     handoff::Handoff,
-    live::LiveReply,
     prepare::{done, lookup},
     remote::RemoteReply,
 };
@@ -75,6 +75,7 @@ pub(super) struct Write {
     pub(super) request: Option<RequestKey>,
     /// What goes ahead of it is written.
     pub(super) prepared: bool,
+    verdict: Verdict,
     rounds: u32,
     /// How often the core that runs the reply was asked to end it first.
     pub(super) asked: u32,
@@ -83,12 +84,17 @@ pub(super) struct Write {
 
 impl Write {
     pub(super) fn new(op: Op, origin: Origin) -> Self {
-        Self { op, origin, request: None, prepared: false, rounds: 0, asked: 0, since: Instant::now() }
+        let since = Instant::now();
+        Self { op, origin, request: None, prepared: false, verdict: Verdict::Open, rounds: 0, asked: 0, since }
     }
 
     /// One that is the same if it comes again.
     pub(super) fn named(op: Op, origin: Origin, request: Option<RequestKey>) -> Self {
         Self { request, ..Self::new(op, origin) }
+    }
+
+    pub(super) fn judged(self, verdict: Verdict) -> Self {
+        Self { verdict, ..self }
     }
 
     pub(super) fn subscriber(&self) -> Option<SubscriberId> {
@@ -164,7 +170,7 @@ impl Room {
     pub(super) fn start_writes(&mut self) {
         while self.writes.in_flight.is_none() {
             let Some(write) = self.next_write() else { return };
-            match self.decide(&write.op) {
+            match self.decide(&write) {
                 Ok(kinds) if kinds.is_empty() => {
                     self.let_row_follow(&write);
                     self.answer(write.origin, Ok(Done::default()));
@@ -204,6 +210,12 @@ impl Room {
             return Some(Write::new(Op::Answer, Origin::Nobody));
         }
         let write = self.writes.pending.pop_front()?;
+        if let Verdict::Open = write.verdict
+            && let Some(work) = self.ask_budgets(&write.op)
+        {
+            self.writes.in_flight = Some(InFlight::new(Some(write), Vec::new(), work));
+            return None;
+        }
         if let Some(stage) = self.write_ahead(&write) {
             self.start_write_ahead(write, stage);
             return None;
@@ -219,14 +231,18 @@ impl Room {
         self.remote.as_ref()?.judged().map(Death::StoodStill)
     }
 
-    pub(super) fn decide(&self, op: &Op) -> Result<Vec<EntryKind>, Rejection> {
+    pub(super) fn decide(&self, write: &Write) -> Result<Vec<EntryKind>, Rejection> {
         let state = &self.state;
         let next = || NextReply {
             id: MessageId::generate(),
             model: self.shared.models.get_or_default(&state.model).0.info.id.clone(),
+            charge: self.charge(),
         };
         let reply = (!self.is_leaving()).then(next);
-        match op {
+        match &write.op {
+            Op::Send(_) if state.ended.is_none() && matches!(write.verdict, Verdict::Refused(_)) => {
+                Err(Rejection::NotAdmitted)
+            }
             Op::Send(message) => decide::send(state, (**message).clone(), reply, self.shared.limits.max_unanswered),
             Op::Answer => Ok(decide::answer(state, next())),
             Op::FinishReply(id) => {
@@ -299,6 +315,7 @@ impl Room {
                 self.writes.failures = 0;
                 self.writes.retry_at = None;
                 self.count_finished(&entries);
+                self.settle(&entries);
                 let stage = self.stage_kind();
                 self.apply_all(&entries);
                 if self.stage_kind() != stage {
@@ -344,6 +361,12 @@ impl Room {
             Outcome::Prepared(result) => self.prepared(write, result),
             Outcome::Alive => self.acquit(),
             Outcome::Asked(asked) => self.asked_first(write, asked),
+            Outcome::Admitted(room) => {
+                if let Some(write) = write {
+                    let verdict = room.map_or_else(Verdict::Refused, |()| Verdict::Admitted);
+                    self.writes.pending.push_front(Write { verdict, ..write });
+                }
+            }
             Outcome::Failed(error) => {
                 self.shared.metrics.appended("failed");
                 self.shared.count(&error);
@@ -394,9 +417,10 @@ impl Room {
             return self.writes.pending.push_front(write);
         }
         // The decision stands or the rivals do.
-        let failure = match self.decide(&write.op) {
-            Err(rejection) => self.refusal(rejection),
-            Ok(_) => Failure::new(ErrorCode::Aborted, "TOO_MANY_CONFLICTS", "concurrent changes won; try again"),
+        let failure = match (self.decide(&write), write.verdict) {
+            (Err(Rejection::NotAdmitted), Verdict::Refused(failure)) => failure,
+            (Err(rejection), _) => self.refusal(rejection),
+            (Ok(_), _) => Failure::new(ErrorCode::Aborted, "TOO_MANY_CONFLICTS", "concurrent changes won; try again"),
         };
         self.answer(write.origin, Err(failure));
     }
@@ -421,16 +445,6 @@ impl Room {
         let delay = Duration::from_millis(50 << self.writes.failures.min(6));
         self.writes.failures += 1;
         self.writes.retry_at = Some(Instant::now() + delay.min(MAX_RETRY));
-    }
-
-    /// Counts replies where their end is written: with several cores, in one of them.
-    fn count_finished(&self, entries: &[Entry]) {
-        for entry in entries {
-            if let EntryKind::ReplyFinished(finished) = &entry.fact.kind {
-                let ran_for = self.reply.as_ref().filter(|reply| reply.id == finished.id).and_then(LiveReply::ran_for);
-                self.shared.metrics.reply_finished(finished, ran_for);
-            }
-        }
     }
 
     /// Applies entries that the store has confirmed, in order, and shows each to every subscriber.

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use chatbox_proto::{
     ids::{MessageId, SessionId},
     status::Failure,
+    token::Role,
     v1::{self, ChatResponse, chat_response::Event},
 };
 use futures_util::StreamExt as _;
@@ -14,8 +15,13 @@ use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
+    budget::{BudgetLimits, Budgets, Clock},
     bus::{Bus, local::LocalBus},
-    domain::entry::{Message, Sender, SenderRole},
+    domain::{
+        entry::{Message, Sender, SenderRole},
+        time::Timestamp,
+    },
+    limits::{ShareLimits, Shares},
     llm::{
         Chunk, ChunkStream, Prompt, Provider, ProviderError,
         registry::{Model, ModelInfo, Models},
@@ -24,10 +30,15 @@ use crate::{
     seal::{KeyRing, self_test},
     session::{Attach, Directory, Frame, OpenSession, Parts, Queue, QueueLimits, QueueStream, SessionLimits, Sessions},
     store::{
-        AuditStore, HandoffStore, SessionStore,
+        AuditStore, BudgetStore, HandoffStore, SessionStore,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
+
+/// When it always is, for budgets.
+const NOON: i64 = (20_000 * 24 + 12) * 3_600_000;
+/// The day of it.
+pub(crate) const TODAY: u32 = 20_000;
 
 /// Nothing here takes longer, unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -78,17 +89,21 @@ pub(crate) struct Core {
     pub(crate) models: Models,
     pub(crate) turns: Mutex<mpsc::Receiver<Turn>>,
     pub(crate) secret: Arc<crate::seal::InstallationSecret>,
+    pub(crate) budgets: Option<Arc<dyn BudgetStore>>,
     pub(crate) place: Place,
 }
 
 /// Where a store is, and the key of what is in it.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
-    key: String,
+    pub(crate) key: String,
     pub(crate) folder: Arc<tempfile::TempDir>,
     /// Of all its cores, and left alone by what the tests do to the others.
     pub(crate) handoffs: Arc<dyn HandoffStore>,
     pub(crate) audit: Arc<dyn AuditStore>,
+    pub(crate) budgets: BudgetLimits,
+    pub(crate) shares: ShareLimits,
+    pub(crate) lapse: Duration,
 }
 
 impl Place {
@@ -97,7 +112,15 @@ impl Place {
         let beside = SqliteStore::open(&folder.path().join("beside.db"), &SqliteOptions::default()).unwrap();
         let beside = Arc::new(beside);
         let handoffs = Arc::new(super::handoff::Timeless(beside.clone()));
-        Self { key: KeyRing::generate_key(), folder, handoffs, audit: beside }
+        Self {
+            key: KeyRing::generate_key(),
+            folder,
+            handoffs,
+            audit: beside,
+            budgets: BudgetLimits::default(),
+            shares: ShareLimits { messages_per_minute: 0, replies: 1_000 },
+            lapse: Duration::from_secs(10),
+        }
     }
 }
 
@@ -117,6 +140,24 @@ impl Core {
     }
 
     pub(crate) async fn with(store: Arc<dyn SessionStore>, bus: Arc<dyn Bus>, place: Place) -> Self {
+        Self::assemble(store, None, bus, place).await
+    }
+
+    /// With the limits of a place, and its budgets as `decorate` hands them on.
+    pub(crate) async fn limited(
+        place: Place,
+        decorate: impl FnOnce(Arc<dyn BudgetStore>) -> Arc<dyn BudgetStore>,
+    ) -> Self {
+        let store = Arc::new(SqliteStore::open_in(place.folder.path(), &SqliteOptions::default()).unwrap());
+        Self::assemble(store.clone(), Some(decorate(store)), alone(), place).await
+    }
+
+    async fn assemble(
+        store: Arc<dyn SessionStore>,
+        budgets: Option<Arc<dyn BudgetStore>>,
+        bus: Arc<dyn Bus>,
+        place: Place,
+    ) -> Self {
         let ring = Arc::new(KeyRing::from_config("k1", [("k1", place.key.as_str())]).unwrap());
         let secret = Arc::new(self_test(&ring, &*store).await.unwrap());
         let (sender, turns) = mpsc::channel(64);
@@ -134,30 +175,38 @@ impl Core {
             provider: Arc::new(Led { turns: sender.clone(), panics }),
         };
         let models = Models::new(vec![model("led", false), model("panics", true)], "led").unwrap();
+        let metrics = Metrics::default();
+        let limited = place.budgets != BudgetLimits::default();
+        let kept = budgets.clone().filter(|_| limited).map(|budgets| {
+            let noon = Clock::new(|| Timestamp::from_millis(NOON));
+            let call = Duration::from_secs(5);
+            Budgets::new(budgets, place.budgets.clone(), models.clone(), metrics.clone(), call, noon)
+        });
         let directory = Directory::new(Parts {
             store: store.clone(),
             handoffs: place.handoffs.clone(),
             bus,
             models: models.clone(),
+            budgets: kept,
+            shares: Shares::new(place.shares),
             ring,
             secret: secret.clone(),
-            limits: limits(),
-            metrics: Metrics::default(),
+            limits: SessionLimits { reply_lapse: place.lapse, ..limits() },
+            metrics,
         });
         let sessions = Sessions::new(directory.clone());
-        Self { sessions, directory, store, models, turns: Mutex::new(turns), secret, place }
+        Self { sessions, directory, store, models, turns: Mutex::new(turns), secret, budgets, place }
     }
 
     /// As after `kill -9`: nothing is finished, the store is opened anew.
     pub(crate) async fn crash(self) -> Self {
-        let Self { sessions, directory, store, models: _, turns, secret: _, place } = self;
+        let Self { sessions, directory, store, models: _, turns, secret: _, budgets, place } = self;
         store.close().await;
         // Rooms of the dead core can write no more; they end when nobody waits for them.
         directory.cut();
-        drop((sessions, turns, store));
+        drop((sessions, turns, store, budgets));
         drop(directory);
-        let store = SqliteStore::open_in(place.folder.path(), &SqliteOptions::default()).unwrap();
-        Self::with(Arc::new(store), alone(), place).await
+        Self::limited(place, |budgets| budgets).await
     }
 
     pub(crate) async fn turn(&self) -> Turn {
@@ -166,6 +215,19 @@ impl Core {
 
     pub(crate) async fn open(&self, user: &str) -> Client {
         self.resume(user, None, None, None).await.unwrap()
+    }
+
+    /// The same, with the session known.
+    pub(crate) async fn opened(&self, user: &str) -> Client {
+        let mut client = self.open(user).await;
+        client.session = client.opened().await.session.unwrap().session_id.parse().ok();
+        client
+    }
+
+    /// The reply that started last.
+    pub(crate) async fn last_reply(&self, client: &Client) -> MessageId {
+        let history = self.history(&client.sender.user_id, client.session.unwrap()).await;
+        history.iter().rfind(|message| message.reply.is_some()).unwrap().message_id.parse().unwrap()
     }
 
     pub(crate) async fn resume(
@@ -205,6 +267,7 @@ impl Core {
                 trace: None,
                 queue: queue.clone(),
                 sender: sender.clone(),
+                roles: [Role::User].into_iter().collect(),
                 after_seq,
                 reply,
                 request_id: String::new(),
@@ -213,7 +276,7 @@ impl Core {
             }),
         )
         .await?;
-        Ok(Client { open, events, sender })
+        Ok(Client { open, events, sender, session })
     }
 
     /// Leaves in order: what runs is cut, everything is waited for.
@@ -254,6 +317,8 @@ pub(crate) struct Client {
     pub(crate) open: OpenSession,
     pub(crate) events: QueueStream,
     pub(crate) sender: Sender,
+    /// Once it is known.
+    pub(crate) session: Option<SessionId>,
 }
 
 impl Client {

@@ -1,6 +1,8 @@
 //! Rooms, resume and replies over a real store and a provider that says what the test tells it to.
 
 mod bounds;
+mod budgets;
+mod conversation;
 mod erasure;
 mod faults;
 pub(crate) mod fixture;

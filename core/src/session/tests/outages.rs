@@ -145,7 +145,8 @@ async fn somebody_elses_reply(core: &Core, id: SessionId, checkpoint: &str) -> M
         text: "theirs".into(),
         file_ids: Vec::new(),
     };
-    let started = ReplyStarted { id: reply_id, model: "led".into(), answers: vec![message_id], supersedes: None };
+    let answers = vec![message_id];
+    let started = ReplyStarted { id: reply_id, model: "led".into(), answers, supersedes: None, charge: None };
     let facts =
         [EntryKind::Message(message), EntryKind::ReplyStarted(started)].map(|kind| Fact { at: Timestamp::now(), kind });
     for (seq, fact) in (head + 1..).zip(facts.clone()) {

@@ -37,7 +37,7 @@ async fn left_behind(core: &Core, owner: Option<BootId>) -> SessionId {
     };
     let reply = MessageId::generate();
     let answers = vec![message.id];
-    let started = ReplyStarted { id: reply, model: "led".into(), answers, supersedes: None };
+    let started = ReplyStarted { id: reply, model: "led".into(), answers, supersedes: None, charge: None };
     let at = Timestamp::now();
     let facts = [EntryKind::Message(message), EntryKind::ReplyStarted(started)].map(|kind| Fact { at, kind });
     for (seq, fact) in (1..).zip(facts.clone()) {

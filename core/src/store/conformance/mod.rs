@@ -3,6 +3,7 @@
 
 pub(super) mod append;
 pub(super) mod audit;
+pub(super) mod budgets;
 pub(super) mod create;
 pub(super) mod erase;
 pub(super) mod handoff;
@@ -22,7 +23,7 @@ use futures_util::future::join_all;
 
 use super::{
     Append, Appended, Created, Derived, Header, KeyedHash, LogDocument, MessageKey, NewSession, ReplyLease, ReplyRow,
-    RequestKey, SessionStore, SlotRule, Stores,
+    RequestKey, SessionStore, SlotRule, Stores, budgets::BudgetStore,
 };
 use crate::domain::{entry::Seq, time::Timestamp};
 
@@ -34,6 +35,10 @@ pub(crate) trait Fixture: Send {
     /// Its sessions.
     fn store(&self) -> Arc<dyn SessionStore> {
         self.stores().sessions
+    }
+    /// Its budgets.
+    fn budgets(&self) -> Arc<dyn BudgetStore> {
+        self.stores().budgets
     }
     /// Closes it and opens it again on the same data.
     async fn reopen(&mut self);
@@ -151,6 +156,19 @@ macro_rules! store_conformance {
             }
             model {
                 random_histories_agree_with_the_model
+            }
+            budgets {
+                what_is_reserved_and_settled_is_in_the_row
+                nothing_is_reserved_above_the_limit
+                a_reservation_is_settled_once_and_only_where_it_is
+                what_goes_beyond_a_reservation_is_counted_apart
+                what_is_released_was_no_settlement
+                a_repeated_reservation_is_one
+                racing_reservations_stay_below_the_limit
+                a_row_holds_a_bounded_number_of_reservations
+                rows_with_reservations_come_page_by_page_in_the_order_of_keys
+                old_rows_go_once_nothing_is_reserved_in_them
+                random_interleavings_keep_the_invariants
             }
         }
     };

@@ -32,6 +32,7 @@ pub(super) struct Connection {
     pub(super) outbox: Documents,
     pub(super) handoffs: Documents,
     pub(super) audit: Documents,
+    pub(super) budgets: Documents,
     /// Time for one command.
     pub(super) limit: Duration,
 }
@@ -65,6 +66,7 @@ impl Connection {
             outbox: database.collection(schema::OUTBOX),
             handoffs: database.collection(schema::HANDOFFS),
             audit: database.collection(schema::AUDIT),
+            budgets: database.collection(schema::BUDGETS),
             limit: options.call_timeout,
             client,
             database,

@@ -24,6 +24,7 @@
 
 mod audit;
 mod barrier;
+mod budgets;
 mod companions;
 mod connection;
 mod document;

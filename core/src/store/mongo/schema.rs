@@ -16,13 +16,15 @@ pub(super) const VALUES: &str = "installation";
 pub(super) const OUTBOX: &str = "outbox";
 pub(super) const HANDOFFS: &str = "handoffs";
 pub(super) const AUDIT: &str = "audit";
+/// What subjects have used.
+pub(super) const BUDGETS: &str = "budgets";
 /// Written to by those who read.
 pub(super) const BARRIERS: &str = "barriers";
 /// Holds the version.
 const SCHEMA: &str = "schema";
 
 /// The version that this program knows: the number of steps.
-const VERSION: i32 = 3;
+const VERSION: i32 = 4;
 
 /// Brings the database to the current version.
 pub(super) async fn migrate(connection: &Connection) -> Result<(), Fault> {
@@ -44,6 +46,9 @@ pub(super) async fn migrate(connection: &Connection) -> Result<(), Fault> {
     }
     if stored < 3 {
         handoff_and_audit(connection).await?;
+    }
+    if stored < 4 {
+        budgets(connection).await?;
     }
     if stored < VERSION {
         let raise =
@@ -127,6 +132,12 @@ async fn create(
         connection.database.run_command(create).await?;
     }
     Ok(())
+}
+
+/// Rows of budgets are found by their `_id`, those with reservations by this.
+async fn budgets(connection: &Connection) -> Result<(), Fault> {
+    let held = index("held", doc! { "key": 1 }, doc! { "partialFilterExpression": { "held": { "$gt": 0_i64 } } });
+    create(connection, [(BUDGETS, vec![held])]).await
 }
 
 fn index(name: &str, key: Document, options: Document) -> Document {

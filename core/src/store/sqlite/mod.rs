@@ -5,6 +5,7 @@
 //! threads, except those whose answer has to be final, which queue up behind the writes they ask about.
 
 mod audit;
+mod budgets;
 mod column;
 mod fault;
 mod handoff;

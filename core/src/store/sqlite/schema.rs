@@ -117,6 +117,33 @@ pub(super) const STEPS: &[&str] = &[
     CREATE INDEX audit_by_actor ON audit (actor, seq);
     CREATE INDEX audit_by_action ON audit (action, seq);
     CREATE INDEX audit_by_session ON audit (session_id, seq) WHERE session_id IS NOT NULL;",
+    // `reserved_*` and `open` are sums over the reservations, so that none is read to decide about another.
+    "CREATE TABLE budgets (
+        day             INTEGER NOT NULL,
+        subject         TEXT NOT NULL,
+        used_tokens     INTEGER NOT NULL DEFAULT 0,
+        used_cost       INTEGER NOT NULL DEFAULT 0,
+        over_tokens     INTEGER NOT NULL DEFAULT 0,
+        over_cost       INTEGER NOT NULL DEFAULT 0,
+        reserved_tokens INTEGER NOT NULL DEFAULT 0 CHECK (reserved_tokens >= 0),
+        reserved_cost   INTEGER NOT NULL DEFAULT 0 CHECK (reserved_cost >= 0),
+        open            INTEGER NOT NULL DEFAULT 0 CHECK (open >= 0),
+        settled         INTEGER NOT NULL DEFAULT 0,
+        estimated       INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (day, subject)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX budgets_open ON budgets (day, subject) WHERE open > 0;
+
+    CREATE TABLE budget_reservations (
+        day        INTEGER NOT NULL,
+        subject    TEXT NOT NULL,
+        id         BLOB NOT NULL CHECK (length(id) = 16),
+        tokens     INTEGER NOT NULL,
+        cost       INTEGER NOT NULL,
+        boot_id    BLOB NOT NULL CHECK (length(boot_id) = 16),
+        session_id BLOB CHECK (length(session_id) = 16),
+        PRIMARY KEY (day, subject, id)
+    ) STRICT, WITHOUT ROWID;",
 ];
 
 /// When a commit reaches the disk.

@@ -48,6 +48,8 @@ export function sayFinish(reason: FinishReason | undefined): string | null {
       return 'Withheld by a filter';
     case 'FINISH_REASON_TIMEOUT':
       return 'The provider was too slow';
+    case 'FINISH_REASON_BUDGET_EXHAUSTED':
+      return 'The budget of this day is used up';
   }
 }
 

@@ -122,7 +122,11 @@ fn outcome(
         FinishReason::Stop | FinishReason::Length | FinishReason::ProviderError => plan.end.outcome() == Some(reason),
         FinishReason::Cancelled => stops.contains(&end.message_id) || ended_session,
         FinishReason::Interrupted => !undisturbed,
-        FinishReason::Unspecified | FinishReason::Superseded | FinishReason::Filtered | FinishReason::Timeout => false,
+        FinishReason::Unspecified
+        | FinishReason::Superseded
+        | FinishReason::Filtered
+        | FinishReason::Timeout
+        | FinishReason::BudgetExhausted => false,
     };
     if !caused {
         let what = format!("entry {seq} ends the reply to {} as {reason:?}", plan.name);

@@ -6,8 +6,9 @@ use super::*;
 use crate::{
     domain::time::Timestamp,
     store::{
-        Append, Appended, AuditQuery, AuditRow, AuditStore as _, Derived, HandoffRow, HandoffStore as _, MessageKey,
-        NewSession, ReplyRow, RequestKey, SessionQuery, SlotRule, Stage,
+        Append, Appended, AuditQuery, AuditRow, AuditStore as _, BudgetStore, Derived, HandoffRow, HandoffStore as _,
+        MessageKey, NewSession, ReplyRow, RequestKey, SessionQuery, SlotRule, Stage,
+        budgets::{Amount, BudgetKey, Reservation, Settlement},
         outbox::{AlertRow, AlertState, Attempted, OutboxStore},
     },
 };
@@ -184,9 +185,31 @@ async fn handoff_and_audit(store: &MongoStore) {
     assert_eq!(store.audit_after(50, 5).await.unwrap().len(), 5);
 }
 
+/// Every call about budgets, among as many rows.
+async fn all_of_budgets(store: &dyn BudgetStore) {
+    let limit = Amount::new(10, 10);
+    for day in 0..10 {
+        for n in 0..5 {
+            let key = BudgetKey { day, subject: format!("user:{n}") };
+            let id = MessageId::generate();
+            let reservation = Reservation { id, amount: limit, boot_id: [1; 16], session_id: None };
+            store.reserve_budget(&key, reservation.clone(), limit).await.unwrap();
+            store.reserve_budget(&key, Reservation { id: MessageId::generate(), ..reservation }, limit).await.unwrap();
+            store.budget(&key).await.unwrap().unwrap();
+            if n > 0 {
+                store.settle_budget(&key, id, Settlement::Unknown).await.unwrap();
+            }
+        }
+    }
+    for after in [None, Some(BudgetKey { day: 4, subject: "user:2".to_owned() })] {
+        assert!(!store.open_budgets(after, 3).await.unwrap().is_empty());
+    }
+    assert_eq!(store.drop_budgets(5, 10).await.unwrap(), 10);
+}
+
 /// What the server recorded that grows with the collection instead of with the answer.
 async fn offences(database: &Database) -> Vec<String> {
-    let ours = doc! { "ns": { "$regex": r"\.(sessions|log|replies|installation|outbox|handoffs|audit)$" } };
+    let ours = doc! { "ns": { "$regex": r"\.(sessions|log|replies|installation|outbox|handoffs|audit|budgets)$" } };
     let profile: Vec<Document> =
         database.collection("system.profile").find(ours).await.unwrap().try_collect().await.unwrap();
     assert!(profile.len() > 500, "the server recorded {} operations", profile.len());
@@ -221,6 +244,7 @@ async fn every_call_is_answered_from_an_index() {
     everything(&*fixture.store).await;
     all_of_the_outbox(&*fixture.store).await;
     handoff_and_audit(&fixture.store).await;
+    all_of_budgets(&*fixture.store).await;
     run(database, doc! { "profile": 0 }).await;
     assert_eq!(offences(database).await, Vec::<String>::new());
     // What would be noticed.

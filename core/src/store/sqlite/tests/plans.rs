@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 use super::SqliteFixture;
-use crate::store::sqlite::{audit, handoff, log, marks, outbox, replies, sessions};
+use crate::store::sqlite::{audit, budgets, handoff, log, marks, outbox, replies, sessions};
 
 /// The steps of a query's plan that grow with the table instead of with the answer.
 fn offences(db: &Connection, sql: &str) -> Vec<String> {
@@ -62,6 +62,14 @@ async fn every_query_is_answered_from_an_index() {
         audit::BY_ACTION,
         audit::BEFORE,
         audit::AFTER,
+        budgets::TAKE,
+        budgets::RESERVED,
+        budgets::RELEASE,
+        budgets::SETTLE,
+        budgets::ROW,
+        budgets::OPEN,
+        budgets::OPEN_ROWS,
+        budgets::OLD,
     ] {
         assert_eq!(offences(&db, sql), Vec::<String>::new(), "{sql}");
     }

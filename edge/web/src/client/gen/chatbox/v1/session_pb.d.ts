@@ -1725,6 +1725,13 @@ export enum FinishReason {
    * @generated from enum value: FINISH_REASON_TIMEOUT = 8;
    */
   TIMEOUT = 8,
+
+  /**
+   * A budget of the sender had no room for it; the provider was not asked.
+   *
+   * @generated from enum value: FINISH_REASON_BUDGET_EXHAUSTED = 9;
+   */
+  BUDGET_EXHAUSTED = 9,
 }
 
 /**
@@ -1732,7 +1739,7 @@ export enum FinishReason {
  *
  * @generated from enum chatbox.v1.FinishReason
  */
-export declare type FinishReasonJson = "FINISH_REASON_UNSPECIFIED" | "FINISH_REASON_STOP" | "FINISH_REASON_LENGTH" | "FINISH_REASON_CANCELLED" | "FINISH_REASON_SUPERSEDED" | "FINISH_REASON_INTERRUPTED" | "FINISH_REASON_PROVIDER_ERROR" | "FINISH_REASON_FILTERED" | "FINISH_REASON_TIMEOUT";
+export declare type FinishReasonJson = "FINISH_REASON_UNSPECIFIED" | "FINISH_REASON_STOP" | "FINISH_REASON_LENGTH" | "FINISH_REASON_CANCELLED" | "FINISH_REASON_SUPERSEDED" | "FINISH_REASON_INTERRUPTED" | "FINISH_REASON_PROVIDER_ERROR" | "FINISH_REASON_FILTERED" | "FINISH_REASON_TIMEOUT" | "FINISH_REASON_BUDGET_EXHAUSTED";
 
 /**
  * Describes the enum chatbox.v1.FinishReason.

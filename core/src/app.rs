@@ -2,16 +2,17 @@
 
 mod configured;
 mod peers;
+mod probe;
 mod watch;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context as _;
 use chatbox_proto::{
     spans::{Exporter, Tracer},
     token::Verifier,
 };
-use tokio::{net::TcpListener, sync::watch as channel, time::Instant};
+use tokio::{net::TcpListener, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
@@ -19,9 +20,9 @@ use self::{
         budgets, grpc_limits, listen, listen_admin, listen_operators, open_store, server_tls, session_limits, shares,
     },
     peers::Peers,
+    probe::{Probe, count_cores},
 };
 use crate::{
-    bus::Bus,
     config::{Config, DrainConfig},
     generate::Generator,
     grpc::{GrpcServer, Health, Services},
@@ -35,7 +36,6 @@ use crate::{
         Directory, Parts, Sessions,
         alerts::{Alerts, Starts},
         audit::AuditTrail,
-        register::Register,
         rotation::Rotation,
         verify::Verifier as PayloadVerifier,
     },
@@ -46,12 +46,6 @@ pub use crate::session::{
     audit::Audited,
     verify::{Finding, Verified},
 };
-
-/// How often the cores that are alive are counted.
-const COUNT_EVERY: Duration = Duration::from_secs(2);
-
-/// How often the store is asked whether it serves.
-const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// A core that is bound and not running yet. Dropping it releases everything.
 #[derive(Debug)]
@@ -441,61 +435,9 @@ pub async fn verify_audit(config: &Config) -> anyhow::Result<Audited> {
     verified
 }
 
-/// Tells the limits how many cores there are, as often as a core can come or go.
-async fn count_cores(register: Register, shares: Shares) {
-    let mut ticks = tokio::time::interval(COUNT_EVERY);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        // While it cannot be told, the last count stands.
-        if let Ok(live) = register.live().await {
-            shares.set_cores(live.len());
-        }
-    }
-}
-
 async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
     tokio::select! {
         () = stop.cancelled() => {}
         () = work => {}
-    }
-}
-
-/// Looks every second: readiness is what the store says, once the bus has been reached; tasks are counted. A bus that is
-/// lost later makes a core slower and not unfit: all cores would be unfit at once.
-struct Probe {
-    stored: channel::Sender<bool>,
-    store: Arc<dyn SessionStore>,
-    bus: Arc<dyn Bus>,
-    health: Health,
-    ready: operators::Ready,
-    limit: Duration,
-    directory: Directory,
-    streams: TaskTracker,
-    metrics: Metrics,
-}
-
-impl Probe {
-    async fn run(self) {
-        let mut ticks = tokio::time::interval(PROBE_EVERY);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut before = None;
-        loop {
-            ticks.tick().await;
-            let tasks = self.directory.tasks_left() + self.streams.len();
-            self.metrics.tasks_live.set(tasks.try_into().unwrap_or(i64::MAX));
-            let bus = self.bus.liveness();
-            self.metrics.bus_connected.set(bus.connected.into());
-            self.metrics.bus_dropped.inc_by(bus.dropped.saturating_sub(self.metrics.bus_dropped.get()));
-            let stored = matches!(tokio::time::timeout(self.limit, self.store.ping()).await, Ok(Ok(())));
-            self.stored.send_replace(stored);
-            let serves = stored && bus.was_connected;
-            if before != Some(serves) {
-                before = Some(serves);
-                tracing::info!(ready = serves, "readiness");
-                self.ready.set(serves);
-                self.health.set_ready(serves).await;
-            }
-        }
     }
 }

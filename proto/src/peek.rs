@@ -256,6 +256,7 @@ mod tests {
             "ack",
             "error",
             "going_away",
+            "help",
         ];
         for (name, expected) in events.iter().zip(1..) {
             assert_eq!(tag(&set, &["ChatResponse"], name), expected, "{name}");

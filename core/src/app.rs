@@ -31,6 +31,9 @@ use crate::{
 
 pub use crate::session::verify::{Finding, Verified};
 
+/// Hands a bus on, with something around it.
+pub type BusDecorator = Box<dyn FnOnce(Arc<dyn Bus>) -> Arc<dyn Bus> + Send>;
+
 /// A core whose row in the register has not moved for this long is dead.
 const CORE_LAPSE: Duration = Duration::from_secs(10);
 
@@ -71,18 +74,18 @@ impl App {
     /// One line that names the setting; everything that was acquired is released.
     pub async fn bind_with(config: Config, models: Models) -> anyhow::Result<Self> {
         // Boxed: it is large, and callers hold it inside futures of their own.
-        Box::pin(Self::bind_over(config, models, |store| store)).await
+        Box::pin(Self::bind_over(config, models, |store| (store, Box::new(|bus| bus)))).await
     }
 
-    /// Like [`bind_with`](Self::bind_with), with the store as `wrap` hands it on: for whoever watches or disturbs what is
-    /// asked of it.
+    /// Like [`bind_with`](Self::bind_with), with store and bus as `decorate` hands them on: for whoever watches or disturbs
+    /// what is asked of them.
     ///
     /// # Errors
     /// One line that names the setting; everything that was acquired is released.
     pub async fn bind_over(
         config: Config,
         models: Models,
-        wrap: impl FnOnce(Arc<dyn SessionStore>) -> Arc<dyn SessionStore>,
+        decorate: impl FnOnce(Arc<dyn SessionStore>) -> (Arc<dyn SessionStore>, BusDecorator),
     ) -> anyhow::Result<Self> {
         let ring = Arc::new(KeyRing::from_config(config.keys.primary_id().unwrap_or_default(), config.keys.pairs())?);
         let key_error = |error| anyhow::anyhow!("token: {error}");
@@ -95,7 +98,7 @@ impl App {
             tracing::warn!(%error, "token.jwks_url: the key set could not be read, trying again later");
         }
         let stores = open_store(&config).await?;
-        let store = wrap(stores.sessions);
+        let (store, decorate_bus) = decorate(stores.sessions);
         let secret = match seal::self_test(&ring, &*store).await {
             Ok(secret) => secret,
             Err(error) => {
@@ -109,7 +112,7 @@ impl App {
             let grpc = listen("listen", config.listen)?;
             anyhow::Ok((peers, grpc, listen_operators(&config)?))
         };
-        let (peers, grpc, operators) = match bound.await {
+        let (mut peers, grpc, operators) = match bound.await {
             Ok(bound) => bound,
             Err(error) => {
                 store.close().await;
@@ -117,6 +120,7 @@ impl App {
             }
         };
 
+        peers.bus = decorate_bus(peers.bus);
         let metrics = Metrics::with_models(models.clone());
         let (streams, leaving) = (TaskTracker::new(), CancellationToken::new());
         let directory = Directory::new(Parts {

@@ -3,6 +3,7 @@
 mod anthropic;
 mod bad_input;
 mod chaos;
+mod chaos_bus;
 mod chaos_evidence;
 mod chaos_failpoints;
 mod chaos_mutants;

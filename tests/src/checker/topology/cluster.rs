@@ -55,6 +55,14 @@ impl Cluster {
     /// # Errors
     /// When something was not built or fetched, or does not get ready.
     pub async fn start(cores: usize, nodes: usize) -> Result<Self> {
+        Self::start_as("chatbox-core", Vec::new(), cores, nodes).await
+    }
+
+    /// The same with this program as core and these variables for it.
+    ///
+    /// # Errors
+    /// When something was not built or fetched, or does not get ready.
+    pub async fn start_as(binary: &str, vars: Vec<(String, String)>, cores: usize, nodes: usize) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let set = ReplicaSet::start(nodes).await?;
         let bus_at = free_port()?;
@@ -71,7 +79,7 @@ impl Cluster {
         let key = KeyRing::generate_key();
         let up = || async { TcpStream::connect(bus_at).await.ok() };
         wait_for("the bus listens", LIMIT, up).await?;
-        let all = Cores { count: cores, binary: "chatbox-core", vars: Vec::new(), settings: &settings, key: &key };
+        let all = Cores { count: cores, binary, vars, settings: &settings, key: &key };
         let fleet = Fleet::start(folder.path(), all).await?;
         Ok(Self { folder, key, fleet, set, to_store, bus, bus_at, cores, nodes })
     }
@@ -153,6 +161,10 @@ impl Topology for Cluster {
 
     fn logs(&self) -> String {
         self.fleet.logs()
+    }
+
+    fn logged(&self, text: &str) -> usize {
+        self.fleet.logged(text)
     }
 }
 

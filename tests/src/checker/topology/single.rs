@@ -85,4 +85,8 @@ impl Topology for Single {
     fn logs(&self) -> String {
         self.fleet.logs()
     }
+
+    fn logged(&self, text: &str) -> usize {
+        self.fleet.logged(text)
+    }
 }

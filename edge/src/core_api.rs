@@ -12,7 +12,7 @@ use futures_util::{Stream, StreamExt as _};
 use http::uri::PathAndQuery;
 use tonic::{Code, Request, Status, metadata::MetadataValue};
 
-use self::cores::{Core, Cores};
+use self::cores::{Core, Cores, system_lookup};
 use crate::config::CoreConfig;
 
 /// Frames on their way to core: a bounded queue. When it is full the socket is not read.
@@ -98,7 +98,7 @@ impl GrpcCore {
     /// # Errors
     /// For an address or a certificate that cannot be used.
     pub fn new(config: &CoreConfig) -> anyhow::Result<Self> {
-        Ok(Self { cores: Cores::new(config)?, call_timeout: config.call_timeout })
+        Ok(Self { cores: Cores::new(config, system_lookup())?, call_timeout: config.call_timeout })
     }
 
     async fn unary(&self, path: &str, request: Request<Bytes>) -> Result<Bytes, Status> {

@@ -24,6 +24,7 @@ mod generation_text;
 mod headers;
 mod heavy_edge;
 mod heavy_hostile_grpc;
+mod heavy_many;
 mod identity;
 mod keys;
 mod lifecycle;

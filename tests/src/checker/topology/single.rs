@@ -59,7 +59,7 @@ impl Topology for Single {
             Fault::Freeze(victim, lasts) => self.fleet.freeze(victim, lasts).await,
             Fault::Network(Link::Core(core), trouble, lasts) => self.fleet.trouble(core, trouble, lasts).await,
             Fault::Fell(_)
-            | Fault::Network(Link::Store, ..)
+            | Fault::Network(Link::Store | Link::Bus, ..)
             | Fault::KillStore(..)
             | Fault::FreezeStore(..)
             | Fault::KillBus(_) => {

@@ -14,8 +14,8 @@ use crate::measure::{
 
 pub(crate) fn run(options: &Options) -> Result<Report> {
     let sockets = options.pick(10_000, 100);
-    let (first, rest) =
-        options.pick((Duration::from_mins(1), Duration::from_mins(4)), (Duration::from_secs(2), Duration::from_secs(4)));
+    let (first, rest) = options
+        .pick((Duration::from_mins(1), Duration::from_mins(4)), (Duration::from_secs(2), Duration::from_secs(4)));
     let lives = options.pick(Duration::from_secs(20), Duration::from_millis(500));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let product = Product::start_as(&Setup { place: Place::Anywhere, ..Setup::default() })?;

@@ -79,9 +79,8 @@ async fn fill(folder: &Path, many: usize, lengths: [u32; 2]) -> Result<(Vec<Sess
     let mut db = Connection::open(folder.join("chatbox.db"))?;
     let transaction = db.transaction()?;
     {
-        let mut insert = transaction.prepare(
-            "INSERT INTO log (session_id, first_seq, count, append_id, sealed) VALUES (?1, ?2, 1, ?3, ?4)",
-        )?;
+        let mut insert = transaction
+            .prepare("INSERT INTO log (session_id, first_seq, count, append_id, sealed) VALUES (?1, ?2, 1, ?3, ?4)")?;
         let all = sessions.iter().map(|id| (*id, u64::from(EACH))).chain(long.iter().copied());
         for (id, entries) in all {
             for seq in 1..=i64::try_from(entries)? {
@@ -119,8 +118,7 @@ fn bare(file: &Path, sessions: &[SessionId]) -> Result<Connection> {
 
 /// Microseconds for the last entries of a session, by the bare query.
 fn query(db: &Connection, id: SessionId, time: Duration) -> Result<f64> {
-    let mut statement =
-        db.prepare("SELECT seq, sealed FROM log WHERE session = ?1 ORDER BY seq DESC LIMIT ?2")?;
+    let mut statement = db.prepare("SELECT seq, sealed FROM log WHERE session = ?1 ORDER BY seq DESC LIMIT ?2")?;
     let (start, mut samples) = (Instant::now(), Vec::new());
     while start.elapsed() < time || samples.len() < 5 {
         let begin = Instant::now();

@@ -57,19 +57,19 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     let folder = tempfile::tempdir()?;
     let mut file = store::Bare::open(&folder.path().join("bare.db"))?;
     let url = provider.base_url();
-    let setup = Setup { model: Some(&url), core: "session.unanswered = 100", place: Place::Anywhere, ..Setup::default() };
+    let setup =
+        Setup { model: Some(&url), core: "session.unanswered = 100", place: Place::Anywhere, ..Setup::default() };
     let (mut figures, mut others) = (Vec::new(), Vec::new());
     for under in [Under::Mongo, Under::Sqlite] {
         let uri = set.uri("sends");
-        let product =
-            Product::start_as(&Setup { store: (under == Under::Mongo).then_some(uri.as_str()), ..setup })?;
+        let product = Product::start_as(&Setup { store: (under == Under::Mongo).then_some(uri.as_str()), ..setup })?;
         let mut loads = Vec::new();
         for senders in SENDERS {
             let load = Load::connect(product.peer(Encoding::Proto, &format!("s{senders}")), senders)?;
             let all: Vec<Sender> = (0..senders).map(|_| Sender::default()).collect();
             loads.push((load, all, figures_of(under, senders)));
         }
-        let time = options.pick(Duration::from_secs(2), Duration::from_millis(300));
+        let time = options.pick(Duration::from_secs(2), Duration::from_secs(1));
         for round in 0..options.rounds {
             let watch = Others::watch(&product.pids())?;
             for (load, senders, figures) in &mut loads {
@@ -208,5 +208,6 @@ fn sends(load: &mut Load, senders: &mut [Sender], time: Duration) -> Result<(f64
             elapsed = now.duration_since(start);
         }
     }
+    ensure!(!micros.is_empty(), "nothing was acknowledged within {time:?}");
     Ok((micros.len() as f64 / elapsed.as_secs_f64(), percentile(&mut micros, 0.5)))
 }

@@ -65,7 +65,8 @@ fn flood(peer: &Peer, end: &AtomicBool) -> Result<()> {
         while !end.load(Ordering::Relaxed) {
             match stream.write(&frames) {
                 // Held back: that is what it is here for.
-                Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {}
+                Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
+                }
                 Err(_) => break,
                 Ok(_) => {}
             }

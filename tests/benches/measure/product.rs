@@ -105,8 +105,7 @@ impl Product {
 
     /// Starts a core, for the first time or again, and waits until it takes connections, unless others wait for that.
     pub(crate) fn start_core(&mut self, number: usize, wait: bool) -> Result<()> {
-        self.cores[number].process =
-            Some(launch(&self.folder, self.place, "chatbox-core", &format!("core-{number}"))?);
+        self.cores[number].process = Some(launch(&self.folder, self.place, "chatbox-core", &format!("core-{number}"))?);
         let grpc = self.cores[number].grpc;
         // A port that listens is a core that can serve.
         let listens = || async { TcpStream::connect(grpc).await.ok() };

@@ -75,7 +75,10 @@ impl Place {
             life = self.lives.mul_f64(random.random_range(0.1..1.0));
             within("a place in the session", LIMIT, begin(&mut socket)).await??;
             // Listens for as long as it stays.
-            let listens = async { while let Received::Event(_) = socket.receive().await? {} anyhow::Ok(()) };
+            let listens = async {
+                while let Received::Event(_) = socket.receive().await? {}
+                anyhow::Ok(())
+            };
             let closed = tokio::time::timeout_at(end.min(Instant::now() + life), listens).await;
             ensure!(closed.is_err(), "socket {sockets} of user {} was closed: {closed:?}", self.number);
             match random.random_range(0..3) {

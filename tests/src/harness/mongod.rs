@@ -129,11 +129,8 @@ impl ReplicaSet {
             node.process.wait_ready(LIMIT, up).await?;
         }
         let set = Self { nodes, networks, folder };
-        let members: Vec<Document> = set
-            .hosts()
-            .zip(0_i32..)
-            .map(|(host, number)| doc! { "_id": number, "host": host.to_string() })
-            .collect();
+        let members: Vec<Document> =
+            set.hosts().zip(0_i32..).map(|(host, number)| doc! { "_id": number, "host": host.to_string() }).collect();
         let settings = doc! { "electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 200 };
         let config = doc! { "_id": "rs0", "members": members, "settings": settings };
         set.nodes[0].admin.database("admin").run_command(doc! { "replSetInitiate": config }).await?;

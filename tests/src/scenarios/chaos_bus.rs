@@ -46,8 +46,15 @@ async fn heavy_a_bus_that_repeats_reorders_and_mixes_up_changes_nothing() {
 
 #[tokio::test]
 async fn heavy_a_bus_that_loses_breaks_and_does_not_answer_changes_nothing() {
-    changes_nothing(&[BusLie::Lost, BusLie::Broken, BusLie::Marked, BusLie::Mute, BusLie::StaleAnswer, BusLie::FarHead])
-        .await;
+    changes_nothing(&[
+        BusLie::Lost,
+        BusLie::Broken,
+        BusLie::Marked,
+        BusLie::Mute,
+        BusLie::StaleAnswer,
+        BusLie::FarHead,
+    ])
+    .await;
 }
 
 #[test]

@@ -96,14 +96,17 @@ impl Bus for FaultyBus {
             past: VecDeque::new(),
             missing: HashMap::new(),
         };
-        Subscription::new(stream::unfold((subscription, hearing, VecDeque::new()), |(mut from, mut hearing, mut next)| async {
-            loop {
-                if let Some(delivery) = next.pop_front() {
-                    return Some((delivery, (from, hearing, next)));
+        Subscription::new(stream::unfold(
+            (subscription, hearing, VecDeque::new()),
+            |(mut from, mut hearing, mut next)| async {
+                loop {
+                    if let Some(delivery) = next.pop_front() {
+                        return Some((delivery, (from, hearing, next)));
+                    }
+                    next.extend(hearing.hear(from.next().await?));
                 }
-                next.extend(hearing.hear(from.next().await?));
-            }
-        }))
+            },
+        ))
     }
 
     async fn request(&self, topic: &str, payload: Bytes, deadline: Duration) -> Result<Bytes, BusError> {
@@ -235,12 +238,9 @@ impl Hearing {
                     vec![opener.seal_delta(delta, offset, &text)]
                 }
             }
-            BusLie::Lost
-            | BusLie::Broken
-            | BusLie::Marked
-            | BusLie::FarHead
-            | BusLie::Mute
-            | BusLie::StaleAnswer => return None,
+            BusLie::Lost | BusLie::Broken | BusLie::Marked | BusLie::FarHead | BusLie::Mute | BusLie::StaleAnswer => {
+                return None;
+            }
         };
         Some(all.into_iter().map(Delivery::Message).collect())
     }

@@ -43,7 +43,8 @@ impl Opener {
         let (header, sealed) = payload.split_at_checked(HEADER)?;
         let first_seq = Seq::from_be_bytes(header.get(1..9)?.try_into().ok()?);
         let count = u32::from_be_bytes(header.get(9..)?.try_into().ok()?);
-        let plain = (header[0] == DOCUMENT).then(|| self.key.open(self.place(first_seq, count as usize), sealed))?.ok()?;
+        let plain =
+            (header[0] == DOCUMENT).then(|| self.key.open(self.place(first_seq, count as usize), sealed))?.ok()?;
         Some(Document { first_seq, facts: serde_json::from_slice(&plain).ok()? })
     }
 

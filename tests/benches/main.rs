@@ -27,7 +27,7 @@ use measure::{echo, options::Options, report};
 type Bench = (&'static str, fn(&Options) -> Result<report::Report>);
 
 /// Those that need no other process first: the others put this one on the core of the load generator.
-const BENCHES: [Bench; 11] = [
+const BENCHES: [Bench; 13] = [
     ("sse", sse::run),
     ("store", store::run),
     ("history", history::run),
@@ -39,6 +39,8 @@ const BENCHES: [Bench; 11] = [
     ("bridge", bridge::run),
     ("memory", memory::run),
     ("streaming", streaming::run),
+    ("added", streaming::added::run),
+    ("many", streaming::many::run),
 ];
 
 fn main() -> ExitCode {

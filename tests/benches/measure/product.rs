@@ -26,6 +26,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) store: Option<&'a str>,
     /// Lines of core's settings, before the first table.
     pub(crate) core: &'a str,
+    /// Further lines of core's `limits`.
+    pub(crate) limits: &'a str,
     /// Cores; the first one is started.
     pub(crate) cores: usize,
     pub(crate) place: Place,
@@ -33,7 +35,7 @@ pub(crate) struct Setup<'a> {
 
 impl Default for Setup<'_> {
     fn default() -> Self {
-        Self { model: None, store: None, core: "", cores: 1, place: Place::UnderTest }
+        Self { model: None, store: None, core: "", limits: "", cores: 1, place: Place::UnderTest }
     }
 }
 
@@ -56,7 +58,12 @@ struct Core {
 impl Product {
     /// Starts it on a core of its own, with limits that load does not reach.
     pub(crate) fn start(model: Option<&str>) -> Result<Self> {
-        Self::start_as(&Setup { model, ..Setup::default() })
+        Self::start_with(model, "")
+    }
+
+    /// The same, with further lines of core's `limits`.
+    pub(crate) fn start_with(model: Option<&str>, limits: &str) -> Result<Self> {
+        Self::start_as(&Setup { model, limits, ..Setup::default() })
     }
 
     /// Starts it like this.
@@ -70,7 +77,8 @@ impl Product {
             let mut config = format!(
                 "profile = \"dev\"\nlisten = \"{grpc}\"\nmetrics_listen = \"\"\n{default}\n{more}\n\
                  [store]\nurl = \"{store}\"\n[[keys.ring]]\nid = \"k1\"\nkey = \"{KEY}\"\n\
-                 [token]\nsecret = \"{SECRET}\"\n[limits]\nframes_per_second = 10000\n[log]\nfilter = \"warn\"\n",
+                 [token]\nsecret = \"{SECRET}\"\n[limits]\nframes_per_second = 10000\n{limits}[log]\nfilter = \"warn\"\n",
+                limits = setup.limits,
                 default = if setup.model.is_some() { "default_model = \"bench\"" } else { "" },
                 more = setup.core,
                 store = setup.store.unwrap_or(&file),

@@ -11,10 +11,12 @@
 
 pub mod churn;
 pub mod client;
+pub mod collector;
 pub mod contract;
 pub mod cores;
 pub mod dev;
 pub mod gate;
+pub mod generate;
 pub mod grpc;
 pub mod history;
 pub mod http;

@@ -14,6 +14,7 @@ use chatbox_proto::{
     error_code::ErrorCode,
     ids::MessageId,
     status::Failure,
+    trace::TraceContext,
     v1::{self, chat_response as response},
 };
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -59,6 +60,8 @@ pub struct Attach {
     pub reply: Option<(MessageId, u32)>,
     /// Echoed in `opened`.
     pub request_id: String,
+    /// Where it belongs in a trace.
+    pub trace: Option<TraceContext>,
     /// The session was made for it.
     pub created: bool,
     /// Told when it has joined, or why not.
@@ -69,6 +72,7 @@ struct Subscriber {
     id: SubscriberId,
     queue: Queue,
     sender: Sender,
+    trace: Option<TraceContext>,
     typing_until: Option<Instant>,
     /// It sends nothing more; the last entry that it may have caused, once nothing of it waits any more.
     half_closed: Option<HalfClosed>,
@@ -126,6 +130,10 @@ impl Subscribers {
             }
         }
         senders
+    }
+
+    pub(super) fn trace(&self, id: SubscriberId) -> Option<TraceContext> {
+        self.attached.iter().find(|s| s.id == id).and_then(|s| s.trace)
     }
 
     pub(super) fn sender(&self, id: SubscriberId) -> Option<&Sender> {
@@ -283,7 +291,7 @@ impl Room {
     }
 
     fn join(&mut self, attach: Attach) {
-        let Attach { queue, sender, after_seq, reply, request_id, created, done } = attach;
+        let Attach { queue, sender, after_seq, reply, request_id, trace, created, done } = attach;
         let head = self.state.head;
         let verdict = match after_seq {
             None => response::ResumeVerdict::Fresh,
@@ -322,7 +330,8 @@ impl Room {
         queue.push(event::encode(response::Event::CaughtUp(response::CaughtUp { seq: head })));
         self.subscribers.last_id += 1;
         let id = SubscriberId(self.subscribers.last_id);
-        self.subscribers.attached.push(Subscriber { id, queue, sender, typing_until: None, half_closed: None });
+        let subscriber = Subscriber { id, queue, sender, trace, typing_until: None, half_closed: None };
+        self.subscribers.attached.push(subscriber);
         self.broadcast_presence(None);
         self.publish_presence(false);
         if done.send(Ok(id)).is_err() {

@@ -219,6 +219,7 @@ impl Room {
                 started_seq: running.started_seq,
                 model: model.clone(),
                 user_hash: self.shared.user_hash(&self.owner),
+                trace: self.trace,
             };
             self.shared.tasks.spawn(Box::new(job).run(reply.cancel.clone(), sender));
         } else {

@@ -12,7 +12,7 @@ mod write;
 
 use std::{collections::BTreeMap, future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use chatbox_proto::{error_code::ErrorCode, ids::MessageId, status::Failure, v1};
+use chatbox_proto::{error_code::ErrorCode, ids::MessageId, status::Failure, trace::TraceContext, v1};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
@@ -179,6 +179,8 @@ pub(super) struct Room {
     marked_at: Option<Instant>,
     writes: Writes,
     reply: Option<LiveReply>,
+    /// Where the last message that came in here belongs in a trace: the next reply answers it.
+    trace: Option<TraceContext>,
     renewal: Option<Renewal>,
     /// The head as the store told it last.
     store_head: Seq,
@@ -218,6 +220,7 @@ impl Room {
             marked_at: None,
             writes: Writes::default(),
             reply: None,
+            trace: None,
             renewal: None,
             phase,
             gone: false,
@@ -346,7 +349,10 @@ impl Room {
             Frame::Send(_) | Frame::EndSession if self.writes.is_full() => {
                 self.answer(origin, Err(too_many_writes()));
             }
-            Frame::Send(message) => self.writes.push(Write::new(Op::Send(Box::new(message)), origin)),
+            Frame::Send(message) => {
+                self.trace = self.subscribers.trace(subscriber);
+                self.writes.push(Write::new(Op::Send(Box::new(message)), origin));
+            }
             Frame::EndSession => {
                 self.writes.push(Write::new(Op::End { by: sender, reason: EndReason::User }, origin));
             }

@@ -36,7 +36,11 @@ fn by_name(names: &Names, port: u16) -> (Arc<GrpcCore>, tokio::task::JoinSet<()>
         resolve_interval: Duration::from_millis(100),
         ..CoreConfig::default()
     };
-    let core = GrpcCore { cores: Cores::new(&config, names.lookup()).unwrap(), call_timeout: config.call_timeout };
+    let core = GrpcCore {
+        cores: Cores::new(&config, names.lookup()).unwrap(),
+        call_timeout: config.call_timeout,
+        tracer: Tracer::off(),
+    };
     let core = Arc::new(core);
     let (watching, mut tasks) = (Arc::clone(&core), tokio::task::JoinSet::new());
     tasks.spawn_on(async move { watching.watch().await }, &tokio::runtime::Handle::current());

@@ -115,8 +115,7 @@ impl App {
         // The listeners last, so that a port that listens is a core that can serve.
         let bound = async {
             let peers = Box::pin(Peers::join(&config, store.clone())).await?;
-            let grpc = listen("listen", config.listen)?;
-            anyhow::Ok((peers, grpc, listen_operators(&config)?))
+            anyhow::Ok((peers, listen("listen", config.listen)?, listen_operators(&config)?))
         };
         let (mut peers, grpc, operators) = match bound.await {
             Ok(bound) => bound,

@@ -7,6 +7,7 @@
 mod conformance;
 pub mod error;
 pub mod mongo;
+pub mod outbox;
 pub mod sqlite;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use async_trait::async_trait;
 use chatbox_proto::ids::{MessageId, SessionId};
 
 pub use self::error::{StoreError, StoreErrorKind};
+use self::outbox::OutboxStore;
 use crate::domain::{entry::Seq, time::Timestamp};
 
 /// Names one attempt to append, so that an attempt whose outcome is unknown can be looked up.
@@ -219,12 +221,13 @@ pub struct SessionQuery {
 pub struct Stores {
     /// Sessions and their logs.
     pub sessions: Arc<dyn SessionStore>,
+    /// Alerts on their way.
+    pub outbox: Arc<dyn OutboxStore>,
 }
 
-impl<S: SessionStore> From<S> for Stores {
-    fn from(store: S) -> Self {
-        let store = Arc::new(store);
-        Self { sessions: store }
+impl<S: SessionStore + OutboxStore> From<Arc<S>> for Stores {
+    fn from(store: Arc<S>) -> Self {
+        Self { sessions: store.clone(), outbox: store }
     }
 }
 

@@ -12,13 +12,15 @@ pub(super) const LOG: &str = "log";
 pub(super) const REPLIES: &str = "replies";
 /// Small values of the installation.
 pub(super) const VALUES: &str = "installation";
+/// Alerts on their way.
+pub(super) const OUTBOX: &str = "outbox";
 /// Written to by those who read.
 pub(super) const BARRIERS: &str = "barriers";
 /// Holds the version.
 const SCHEMA: &str = "schema";
 
 /// The version that this program knows: the number of steps.
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
 
 /// Brings the database to the current version.
 pub(super) async fn migrate(connection: &Connection) -> Result<(), Fault> {
@@ -34,6 +36,9 @@ pub(super) async fn migrate(connection: &Connection) -> Result<(), Fault> {
     }
     if stored < 1 {
         first_step(connection).await?;
+    }
+    if stored < 2 {
+        second_step(connection).await?;
     }
     if stored < VERSION {
         let raise =
@@ -79,7 +84,23 @@ async fn first_step(connection: &Connection) -> Result<(), Fault> {
         index("end", doc! { "session": 1 }, doc! { "partialFilterExpression": { "ends": true } }),
     ];
     let replies = vec![index("session", doc! { "session": 1, "started": -1 }, doc! {})];
-    for (collection, indexes) in [(SESSIONS, sessions), (LOG, log), (REPLIES, replies)] {
+    create(connection, [(SESSIONS, sessions), (LOG, log), (REPLIES, replies)]).await
+}
+
+async fn second_step(connection: &Connection) -> Result<(), Fault> {
+    let waiting = doc! { "partialFilterExpression": { "state": "waiting" } };
+    let outbox = vec![
+        index("due", doc! { "due": 1, "_id": 1 }, waiting),
+        index("age", doc! { "state": 1, "created": 1, "_id": 1 }, doc! {}),
+    ];
+    create(connection, [(OUTBOX, outbox)]).await
+}
+
+async fn create(
+    connection: &Connection,
+    collections: impl IntoIterator<Item = (&str, Vec<Document>)>,
+) -> Result<(), Fault> {
+    for (collection, indexes) in collections {
         let create = doc! {
             "createIndexes": collection,
             "indexes": indexes,

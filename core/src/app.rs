@@ -132,8 +132,7 @@ impl App {
         let (tracer, exporter) =
             Tracer::new(&config.telemetry, "chatbox-core").map_err(|error| anyhow::anyhow!(error))?;
         let metrics = Metrics::with_models(models.clone(), &tracer);
-        let observer: Arc<dyn Observer> = Arc::new(metrics.clone());
-        let models = models.observed(&observer, &tracer);
+        let models = models.observed(&(Arc::new(metrics.clone()) as Arc<dyn Observer>), &tracer);
         let (streams, leaving) = (TaskTracker::new(), CancellationToken::new());
         let directory = Directory::new(Parts {
             store: store.clone(),

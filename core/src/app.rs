@@ -11,12 +11,13 @@ use chatbox_proto::{
     spans::{Exporter, Tracer},
     token::Verifier,
 };
-use tokio::{net::TcpListener, sync::watch as channel, time::Instant};
+use tokio::{sync::watch as channel, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    configured::{grpc_limits, listen, listen_operators, open_store, server_tls, session_limits},
+    configured::{Listeners, grpc_limits, open_store, server_tls, session_limits},
     peers::Peers,
+    watch::Watched,
 };
 use crate::{
     bus::Bus,
@@ -31,20 +32,20 @@ use crate::{
     session::{
         Directory, Parts, Sessions,
         alerts::{Alerts, Starts},
-        register::Register,
+        audit::AuditTrail,
         rotation::Rotation,
         verify::Verifier as PayloadVerifier,
     },
     store::SessionStore,
 };
 
-pub use crate::session::verify::{Finding, Verified};
+pub use crate::session::{
+    audit::Audited,
+    verify::{Finding, Verified},
+};
 
 /// Hands a bus on, with something around it.
 pub type BusDecorator = Box<dyn FnOnce(Arc<dyn Bus>) -> Arc<dyn Bus> + Send>;
-
-/// A core whose row in the register has not moved for this long is dead.
-const CORE_LAPSE: Duration = Duration::from_secs(10);
 
 /// How often the store is asked whether it serves.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
@@ -59,15 +60,13 @@ pub struct App {
     generator: Generator,
     server: GrpcServer,
     verifier: Arc<Verifier>,
-    register: Register,
     alerts: Alerts,
     models: Models,
     metrics: Metrics,
     exporter: Option<Exporter>,
     streams: TaskTracker,
     leaving: CancellationToken,
-    grpc: TcpListener,
-    operators: Option<TcpListener>,
+    listeners: Listeners,
 }
 
 impl App {
@@ -114,13 +113,13 @@ impl App {
         let (store, decorate_bus) = decorate(stores.sessions);
         let outbox = stores.outbox;
         let secret = match seal::self_test(&ring, &*store).await {
-            Ok(secret) => secret,
+            Ok(secret) => Arc::new(secret),
             Err(error) => {
                 store.close().await;
                 return Err(error).context("keys.ring: the self-test failed");
             }
         };
-        let (mut peers, grpc, operators) = match join_and_listen(&config, store.clone()).await {
+        let (mut peers, listeners) = match join_and_listen(&config, &store, &ring).await {
             Ok(bound) => bound,
             Err(error) => {
                 store.close().await;
@@ -136,21 +135,22 @@ impl App {
         let (streams, leaving) = (TaskTracker::new(), CancellationToken::new());
         let directory = Directory::new(Parts {
             store: store.clone(),
+            handoffs: stores.handoffs,
             bus: peers.bus.clone(),
             models: models.clone(),
             ring: ring.clone(),
-            secret,
+            secret: secret.clone(),
             limits: session_limits(&config),
             metrics: metrics.clone(),
         });
         let call = config.store.call_timeout;
         let rules = config.alerts.build().map_err(anyhow::Error::msg)?;
         let alerts = Alerts::new(outbox, Arc::new(directory.clone()), rules, call, metrics.clone());
-        let register = Register::new(store.clone(), directory.boot_id(), &ring, CORE_LAPSE, call);
         let generator = Generator::new(models.clone());
         let services = Services {
             sessions: Sessions::new(directory.clone()),
-            rotation: Rotation::new(store.clone(), ring.clone(), register.clone(), call),
+            audit: AuditTrail::new(stores.audit, secret, call),
+            rotation: Rotation::new(store.clone(), ring.clone(), peers.register.clone(), call),
             models: models.clone(),
             generator: generator.clone(),
             verifier: verifier.clone(),
@@ -170,15 +170,13 @@ impl App {
             generator,
             server,
             verifier,
-            register,
             alerts,
             models,
             metrics,
             exporter,
             streams,
             leaving,
-            grpc,
-            operators,
+            listeners,
         })
     }
 
@@ -187,13 +185,19 @@ impl App {
     /// # Errors
     /// When the system does not tell.
     pub fn grpc_addr(&self) -> std::io::Result<SocketAddr> {
-        self.grpc.local_addr()
+        self.listeners.grpc.local_addr()
+    }
+
+    /// Where admins connect to, if that is a place of its own.
+    #[must_use]
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.listeners.admin.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
     /// Where `/metrics` is, if it is served.
     #[must_use]
     pub fn metrics_addr(&self) -> Option<SocketAddr> {
-        self.operators.as_ref().and_then(|listener| listener.local_addr().ok())
+        self.listeners.operators.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
     /// Serves until `shutdown`, then drains. Returns at the latest when the drain deadline has passed.
@@ -209,16 +213,15 @@ impl App {
             generator,
             server,
             verifier,
-            register,
             alerts,
             models,
             metrics,
             exporter,
             streams,
             leaving,
-            grpc,
-            operators,
+            listeners,
         } = self;
+        let Listeners { grpc, admin, operators } = listeners;
         let health = server.health();
         let (stop_accepting, stop) = (CancellationToken::new(), CancellationToken::new());
         // Dropping this future, rather than cancelling `shutdown`, leaves no task behind.
@@ -226,12 +229,8 @@ impl App {
             (leaving.clone().drop_guard(), stop_accepting.clone().drop_guard(), stop.clone().drop_guard());
         let ready = operators::Ready::default();
 
-        // Before the first session can be made here: whoever rotates keys has to know of this core.
-        if let Err(error) = register.renew().await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the register of cores could not be entered");
-        }
         let background = TaskTracker::new();
-        let mut serving = background.spawn(server.serve(grpc, stop_accepting.clone()));
+        let mut serving = background.spawn(server.serve(grpc, admin, stop_accepting.clone()));
         if let Some(listener) = operators {
             let serve = operators::serve(listener, metrics.clone(), ready.clone(), stop.clone());
             background.spawn(serve);
@@ -241,10 +240,9 @@ impl App {
             background.spawn(exporter.run(stop.clone().cancelled_owned()));
         }
         background.spawn(directory.clone().run(stop.clone()));
-        let entry = register.clone();
-        background.spawn(until(stop.clone(), async move { entry.keep().await }));
         background.spawn(until(stop.clone(), async move { verifier.keep_fresh().await }));
-        let (starts, stored) = watch::start(alerts, models, &metrics, &store, &config, &leaving, &background);
+        let (starts, stored) =
+            watch::start(Watched { alerts, models, metrics: metrics.clone() }, &store, &config, &leaving, &background);
         let probe = Probe {
             stored,
             store: store.clone(),
@@ -271,12 +269,15 @@ impl App {
             }
         }
 
+        // Nobody must take this core for dead while it leaves.
+        let (entry, entered) = (peers.register.clone(), CancellationToken::new());
+        background.spawn(until(entered.clone(), async move { entry.keep().await }));
         let leaving = Leaving {
             store,
             peers,
+            entered,
             directory,
             generator,
-            register,
             starts,
             metrics,
             streams,
@@ -295,19 +296,27 @@ impl App {
 /// The listeners come last, so that a port that listens is a core that can serve.
 async fn join_and_listen(
     config: &Config,
-    store: Arc<dyn SessionStore>,
-) -> anyhow::Result<(Peers, TcpListener, Option<TcpListener>)> {
-    let peers = Box::pin(Peers::join(config, store)).await?;
-    Ok((peers, listen("listen", config.listen)?, listen_operators(config)?))
+    store: &Arc<dyn SessionStore>,
+    ring: &KeyRing,
+) -> anyhow::Result<(Peers, Listeners)> {
+    let peers = Box::pin(Peers::join(config, store.clone(), ring)).await?;
+    match Listeners::bind(config) {
+        Ok(listeners) => Ok((peers, listeners)),
+        Err(error) => {
+            peers.leave().await;
+            Err(error)
+        }
+    }
 }
 
 /// What has to end.
 struct Leaving {
     store: Arc<dyn SessionStore>,
     peers: Peers,
+    /// Ends the renewals of this core's row.
+    entered: CancellationToken,
     directory: Directory,
     generator: Generator,
-    register: Register,
     starts: Starts,
     metrics: Metrics,
     streams: TaskTracker,
@@ -324,9 +333,9 @@ impl Leaving {
         let Self {
             store,
             peers,
+            entered,
             directory,
             generator,
-            register,
             starts,
             metrics,
             streams,
@@ -364,10 +373,9 @@ impl Leaving {
             directory.drained().await;
             streams.close();
             streams.wait().await;
-            // Its row would lapse all the same.
-            let _ = register.leave().await;
             // Without it this end counts as a crash, for a while.
             let _ = starts.leave().await;
+            entered.cancel();
             peers.leave().await;
             store.close().await;
             stop.cancel();
@@ -403,6 +411,22 @@ pub async fn verify_payloads(
     };
     let verified = verified.await;
     store.close().await;
+    verified
+}
+
+/// Follows the chain of the audit trail of a configuration, for `audit verify`. An embedded store must not be open elsewhere.
+///
+/// # Errors
+/// When the store or the ring cannot be opened, or the store fails meanwhile; faults of the trail are none.
+pub async fn verify_audit(config: &Config) -> anyhow::Result<Audited> {
+    let ring = KeyRing::from_config(config.keys.primary_id().unwrap_or_default(), config.keys.pairs())?;
+    let stores = open_store(config).await?;
+    let verified = async {
+        let secret = seal::self_test(&ring, &*stores.sessions).await.context("keys.ring: the self-test failed")?;
+        Ok(AuditTrail::new(stores.audit, Arc::new(secret), config.store.call_timeout).verify().await?)
+    };
+    let verified = verified.await;
+    stores.sessions.close().await;
     verified
 }
 

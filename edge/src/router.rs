@@ -9,7 +9,7 @@ use axum::{
 
 use crate::{
     headers,
-    http::{error, health, messages, models, observe, pages, sessions},
+    http::{admin, error, health, messages, models, observe, pages, sessions},
     state::Edge,
     ws,
 };
@@ -23,6 +23,13 @@ pub(crate) fn public(edge: &Arc<Edge>) -> Router {
         .route("/sessions/{session_id}/end", post(sessions::end))
         .route("/sessions/{session_id}/reopen", post(sessions::reopen))
         .route("/sessions/{session_id}/messages", get(messages::list))
+        // People of the team.
+        .route("/admin/sessions/{session_id}", get(admin::get))
+        .route("/admin/sessions/{session_id}/takeover", post(admin::take_over))
+        .route("/admin/sessions/{session_id}/release", post(admin::release))
+        .route("/admin/sessions/{session_id}/reassign", post(admin::reassign))
+        .route("/admin/sessions/{session_id}/end", post(admin::end))
+        .route("/admin/audit", get(admin::audit))
         .fallback(error::not_found);
 
     let all = Router::new()

@@ -24,7 +24,26 @@ const BACKLOG: i32 = 1024;
 /// A unary call takes at most this long, unless its client wants it sooner.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub(super) fn listen(setting: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+/// Where a core is reached.
+#[derive(Debug)]
+pub(super) struct Listeners {
+    pub(super) grpc: TcpListener,
+    pub(super) admin: Option<TcpListener>,
+    /// Of `/metrics` and its like.
+    pub(super) operators: Option<TcpListener>,
+}
+
+impl Listeners {
+    pub(super) fn bind(config: &Config) -> anyhow::Result<Self> {
+        Ok(Self {
+            grpc: listen("listen", config.listen)?,
+            admin: listen_admin(config)?,
+            operators: listen_operators(config)?,
+        })
+    }
+}
+
+fn listen(setting: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     let bind = || {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         // A restart must not wait for the sockets of the process before it.
@@ -37,10 +56,18 @@ pub(super) fn listen(setting: &str, address: SocketAddr) -> anyhow::Result<TcpLi
     bind().map_err(|error| anyhow::anyhow!("{setting}: {address}: {error}"))
 }
 
-pub(super) fn listen_operators(config: &Config) -> anyhow::Result<Option<TcpListener>> {
+fn listen_operators(config: &Config) -> anyhow::Result<Option<TcpListener>> {
     match config.metrics_listen.as_str() {
         "" => Ok(None),
         address => listen("metrics_listen", address.parse()?).map(Some),
+    }
+}
+
+/// The listener of the team's calls, if they have their own.
+fn listen_admin(config: &Config) -> anyhow::Result<Option<TcpListener>> {
+    match config.admin.listen.as_str() {
+        "" => Ok(None),
+        address => listen("admin.listen", address.parse()?).map(Some),
     }
 }
 
@@ -98,6 +125,8 @@ pub(super) fn session_limits(config: &Config) -> SessionLimits {
         checkpoint: session.checkpoint,
         store_call: config.store.call_timeout,
         reply_lapse: session.reply_lapse,
+        hold_lapse: session.hold_lapse,
+        offline_notice: session.offline_notice.clone(),
         away_jitter: config.drain.jitter,
     }
 }
@@ -110,6 +139,7 @@ pub(super) fn grpc_limits(config: &Config) -> GrpcLimits {
         handshake_timeout: limits.handshake_timeout,
         streams: limits.streams_per_connection,
         user_streams: limits.streams_per_user,
+        user_calls: limits.calls_per_user,
         message_bytes: limits.request_bytes.as_usize(),
         header_bytes: u32::try_from(limits.header_bytes.as_usize()).unwrap_or(u32::MAX),
         ping_interval: limits.keepalive,
@@ -122,6 +152,8 @@ pub(super) fn grpc_limits(config: &Config) -> GrpcLimits {
             malformed_per_minute: limits.malformed_per_minute as usize,
             expiry_warning: session.expiry_warning,
         },
+        admin_calls_per_minute: config.admin.calls_per_minute,
+        heartbeat: session.heartbeat,
         generate: GenerateLimits {
             frame_bytes: config.generate.frame_bytes.as_usize(),
             conversation_bytes: config.generate.conversation_bytes.as_usize(),

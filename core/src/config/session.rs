@@ -5,6 +5,9 @@ use std::time::Duration;
 use chatbox_proto::settings::{self, ByteSize};
 use serde::{Deserialize, Serialize};
 
+const OFFLINE_NOTICE: &str =
+    "Nobody of the team is online right now. Your request is kept, and somebody will answer here when they are back.";
+
 /// Sessions and their streams.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -36,6 +39,12 @@ pub struct SessionConfig {
     /// A reply that its core has not renewed for so long is dead, and another core finishes it: 2 s to 5 min. Default 10 s.
     #[serde(with = "settings::duration")]
     pub reply_lapse: Duration,
+    /// A session that an admin holds goes back to the queue when the admin was gone for so long: 5 s to 1 h. Default 2 min.
+    #[serde(with = "settings::duration")]
+    pub hold_lapse: Duration,
+    /// What is said in the session to who asks for a person while nobody of the team is there: at most 1,000 bytes; empty:
+    /// nothing. Default a sentence in English.
+    pub offline_notice: String,
     /// How long before its expiry a token is announced to expire: 0 s to 1 h. Default 60 s.
     #[serde(with = "settings::duration")]
     pub expiry_warning: Duration,
@@ -56,6 +65,8 @@ impl Default for SessionConfig {
             heartbeat: Duration::from_secs(15),
             checkpoint: Duration::from_millis(500),
             reply_lapse: Duration::from_secs(10),
+            hold_lapse: Duration::from_secs(120),
+            offline_notice: OFFLINE_NOTICE.to_owned(),
             expiry_warning: Duration::from_secs(60),
         }
     }

@@ -3,5 +3,6 @@
 
 pub mod decide;
 pub mod entry;
+pub mod handoff;
 pub mod session;
 pub mod time;

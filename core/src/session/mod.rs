@@ -5,14 +5,17 @@
 //! knows of tonic, of SQL or of a provider's wire format.
 
 pub mod alerts;
+pub mod audit;
 mod context;
-mod cores;
 mod directory;
+mod erasure;
 mod error;
 pub mod event;
 mod history;
+mod holds;
 mod link;
 mod log;
+mod queue;
 pub mod register;
 mod reply;
 mod room;
@@ -23,12 +26,12 @@ mod sweep;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod verify;
+pub mod watch;
 
 pub use self::{
-    cores::{Company, Membership, Refused},
     directory::{Directory, Parts, Phase, SessionLimits},
     error::SessionError,
-    room::{Attach, Frame, RoomHandle, SubscriberId},
+    room::{Act, Attach, Frame, RoomHandle, SubscriberId},
     sessions::{MessagePage, OpenSession, SessionPage, Sessions},
     subscriber::{Closed, Queue, QueueLimits, QueueStream},
 };

@@ -9,24 +9,27 @@ use super::{
     event,
     history::{Bounds, HistoryReader, Page},
     log,
-    room::{Attach, Command, RoomHandle, SubscriberId},
+    room::{Act, Attach, Command, RoomHandle, SubscriberId},
 };
 use crate::{
     domain::{
-        entry::{Sender, Seq},
+        entry::{Sender, SenderRole, Seq},
         session::SessionState,
         time::Timestamp,
     },
-    store::{Created, Header, NewSession, RequestKey, SessionQuery, SlotRule},
+    store::{Created, HandoffStore, Header, NewSession, RequestKey, SessionQuery, SlotRule},
 };
 
 /// Looks for a session of one's own give up after so many tries: each failure means that a session ended or a room closed
 /// in between.
-const TRIES: usize = 4;
+pub(super) const TRIES: usize = 4;
 
 /// Bytes of the messages of one page, encoded: gRPC clients take 4 MiB unless told otherwise. A reply alone is at most 3 MiB
 /// by the configuration, so that every page, event and entry stays below those 4.
 const PAGE_BYTES: usize = 3 * 1024 * 1024;
+
+/// Sessions per read while all of a user's are erased.
+const ERASE_PAGE: u32 = 100;
 
 /// Sessions, for the users and services they belong to.
 #[derive(Debug, Clone)]
@@ -92,6 +95,85 @@ impl Sessions {
         }
         let header = self.owned(caller, id).await?;
         self.directory.room_of(header).await
+    }
+
+    /// Whose session it is, for whoever decides in which capacity the caller may see it.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`; failures of the store.
+    pub async fn owner(&self, id: SessionId) -> Result<String, Failure> {
+        if let Some(room) = self.directory.live(id) {
+            return Ok(room.owner().to_owned());
+        }
+        self.directory.header(id).await?.map(|header| header.owner).ok_or_else(Failure::session_not_found)
+    }
+
+    /// Any session, for admins.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`; failures of the store.
+    pub async fn inspect(&self, id: SessionId) -> Result<v1::Session, Failure> {
+        let header = self.directory.header(id).await?.ok_or_else(Failure::session_not_found)?;
+        self.wire(&header).await
+    }
+
+    /// Messages of any session, for admins: the newest page below `before`, oldest first.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`; failures of the store.
+    pub async fn inspect_messages(
+        &self,
+        id: SessionId,
+        before: Option<Seq>,
+        limit: usize,
+    ) -> Result<MessagePage, Failure> {
+        let header = self.directory.header(id).await?.ok_or_else(Failure::session_not_found)?;
+        self.page_before(&header, before, 0, limit).await
+    }
+
+    pub(super) fn complete(&self, id: SessionId, session: &mut v1::Session) {
+        self.directory.shared.queue.complete(id, session);
+    }
+
+    pub(super) fn handoffs(&self) -> &dyn HandoffStore {
+        &*self.directory.shared.handoffs
+    }
+
+    pub(super) fn call_limit(&self) -> std::time::Duration {
+        self.directory.shared.limits.store_call
+    }
+
+    pub(super) fn report(&self, error: &super::SessionError, what: &'static str) -> Failure {
+        self.directory.shared.report(error, what)
+    }
+
+    /// Somebody of the team has shown up.
+    pub fn team_is_there(&self) {
+        self.directory.shared.queue.team_is_there();
+    }
+
+    /// What an admin does to a session. `request_id` names the call: repeated, it is the same call, and nothing is done again.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, `FAILED_PRECONDITION` with what stands in the way, `ALREADY_EXISTS` `REQUEST_ID_REUSED`, failures of the
+    /// store.
+    pub async fn act(&self, admin: &Sender, id: SessionId, act: Act, request_id: &str) -> Result<v1::Session, Failure> {
+        let secret = &self.directory.shared.secret;
+        let request = (!request_id.is_empty()).then(|| RequestKey {
+            id: secret.hash("admin call", &[admin.user_id.as_bytes(), request_id.as_bytes()]),
+            content: secret.hash("admin call content", &[format!("{act:?}").as_bytes()]),
+        });
+        for _ in 0..TRIES {
+            let room = self.directory.room(id).await?;
+            let (done, answer) = oneshot::channel();
+            let command = Command::Act { act: act.clone(), by: admin.clone(), request: request.clone(), done };
+            if room.command(command).await.is_ok()
+                && let Ok(result) = answer.await
+            {
+                return result;
+            }
+        }
+        Err(super::error::shutting_down())
     }
 
     /// Makes a session.
@@ -171,8 +253,16 @@ impl Sessions {
             let log = self.directory.log(header)?;
             log.state(&header.derived).await
         };
+        if header.is_erased() {
+            return Err(Failure::session_not_found());
+        }
         let state = read.await.map_err(|error| self.directory.shared.report(&error, "a session could not be read"))?;
-        Ok(event::wire_session(&header.id.to_string(), &header.owner, header.created_at, &state))
+        if state.erased {
+            return Err(Failure::session_not_found());
+        }
+        let mut session = event::wire_session(&header.id.to_string(), &header.owner, header.created_at, &state);
+        self.directory.shared.queue.complete(header.id, &mut session);
+        Ok(session)
     }
 
     /// A page of the caller's sessions, latest activity first.
@@ -231,9 +321,19 @@ impl Sessions {
         limit: usize,
     ) -> Result<MessagePage, Failure> {
         let header = self.owned(caller, id).await?;
+        self.page_before(&header, before, after, limit).await
+    }
+
+    async fn page_before(
+        &self,
+        header: &Header,
+        before: Option<Seq>,
+        after: Seq,
+        limit: usize,
+    ) -> Result<MessagePage, Failure> {
         let read = async {
-            let log = self.directory.log(&header)?;
-            let head = log.call(log.store.head(id)).await?;
+            let log = self.directory.log(header)?;
+            let head = log.call(log.store.head(header.id)).await?;
             let page =
                 HistoryReader::new(&log).page_before(before.unwrap_or(head + 1), after, page_bounds(limit)).await?;
             let mut page = message_page(page, head);
@@ -282,6 +382,42 @@ impl Sessions {
         Err(super::error::shutting_down())
     }
 
+    /// Destroys a session of the caller and everything in it; one that they have erased before stays so.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`; failures of the store.
+    pub async fn erase(&self, caller: &Sender, id: SessionId) -> Result<(), Failure> {
+        let header = self.directory.any_header(id).await?;
+        let header = header.filter(|header| header.owner == caller.user_id).ok_or_else(Failure::session_not_found)?;
+        if header.is_erased() {
+            return Ok(());
+        }
+        self.directory.erase(id, caller.clone()).await
+    }
+
+    /// Destroys all sessions that a user has when this begins, and says how many. Cut anywhere, it can be done again.
+    ///
+    /// # Errors
+    /// Failures of the store: those that were destroyed stay so.
+    pub async fn erase_all(&self, owner: &str, by: &Sender) -> Result<u64, Failure> {
+        let (mut erased, mut after) = (0, None);
+        loop {
+            let shared = &self.directory.shared;
+            let query = SessionQuery { owner: owner.to_owned(), ended: None, after, limit: ERASE_PAGE };
+            let call = tokio::time::timeout(shared.limits.store_call, shared.store.list_sessions(query)).await;
+            let page = call
+                .map_err(|_| super::SessionError::StoreTimeout)
+                .and_then(|result| result.map_err(Into::into))
+                .map_err(|error| shared.report(&error, "sessions could not be listed"))?;
+            let Some(last) = page.last() else { return Ok(erased) };
+            after = Some((last.derived.last_activity, last.id));
+            for header in page {
+                self.directory.erase(header.id, by.clone()).await?;
+                erased += 1;
+            }
+        }
+    }
+
     /// Attaches a stream to a session of the caller: the one that is named, else the active one, else a new one.
     ///
     /// # Errors
@@ -293,19 +429,29 @@ impl Sessions {
         model: &str,
         mut join: impl FnMut(bool, oneshot::Sender<Result<SubscriberId, Failure>>) -> Attach,
     ) -> Result<OpenSession, Failure> {
+        // One that was found as the active one may be erased by now: then it is not active any more.
+        let erased = |failure: &Failure| session.is_none() && failure.code == ErrorCode::NotFound;
         for _ in 0..TRIES {
-            let (room, created) = match session {
-                Some(id) => (self.owned_room(&caller.user_id, id).await?, false),
+            let found = match session {
+                Some(id) if caller.role == SenderRole::Admin => self.directory.room(id).await.map(|room| (room, false)),
+                Some(id) => self.owned_room(&caller.user_id, id).await.map(|room| (room, false)),
                 None => {
                     let (header, created) = self.active_or_new(&caller.user_id, model).await?;
-                    (self.directory.room_of(header).await?, created)
+                    self.directory.room_of(header).await.map(|room| (room, created))
                 }
             };
+            let (room, created) = match found {
+                Err(failure) if erased(&failure) => continue,
+                found => found?,
+            };
             let (done, answer) = oneshot::channel();
-            if room.command(Command::Attach(join(created, done))).await.is_ok()
-                && let Ok(result) = answer.await
-            {
-                return Ok(OpenSession { subscriber: result?, room });
+            if room.command(Command::Attach(join(created, done))).await.is_err() {
+                continue;
+            }
+            match answer.await {
+                Ok(Err(failure)) if erased(&failure) => {}
+                Ok(result) => return Ok(OpenSession { subscriber: result?, room }),
+                Err(_) => {}
             }
         }
         Err(super::error::shutting_down())

@@ -24,7 +24,7 @@ use crate::{
     seal::{KeyRing, self_test},
     session::{Attach, Directory, Frame, OpenSession, Parts, Queue, QueueLimits, QueueStream, SessionLimits, Sessions},
     store::{
-        SessionStore,
+        AuditStore, HandoffStore, SessionStore,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -77,7 +77,8 @@ pub(crate) struct Core {
     pub(crate) store: Arc<dyn SessionStore>,
     pub(crate) models: Models,
     pub(crate) turns: Mutex<mpsc::Receiver<Turn>>,
-    place: Place,
+    pub(crate) secret: Arc<crate::seal::InstallationSecret>,
+    pub(crate) place: Place,
 }
 
 /// Where a store is, and the key of what is in it.
@@ -85,11 +86,18 @@ pub(crate) struct Core {
 pub(crate) struct Place {
     key: String,
     pub(crate) folder: Arc<tempfile::TempDir>,
+    /// Of all its cores, and left alone by what the tests do to the others.
+    pub(crate) handoffs: Arc<dyn HandoffStore>,
+    pub(crate) audit: Arc<dyn AuditStore>,
 }
 
 impl Place {
     pub(crate) fn new() -> Self {
-        Self { key: KeyRing::generate_key(), folder: Arc::new(tempfile::tempdir().unwrap()) }
+        let folder = Arc::new(tempfile::tempdir().unwrap());
+        let beside = SqliteStore::open(&folder.path().join("beside.db"), &SqliteOptions::default()).unwrap();
+        let beside = Arc::new(beside);
+        let handoffs = Arc::new(super::handoff::Timeless(beside.clone()));
+        Self { key: KeyRing::generate_key(), folder, handoffs, audit: beside }
     }
 }
 
@@ -110,7 +118,7 @@ impl Core {
 
     pub(crate) async fn with(store: Arc<dyn SessionStore>, bus: Arc<dyn Bus>, place: Place) -> Self {
         let ring = Arc::new(KeyRing::from_config("k1", [("k1", place.key.as_str())]).unwrap());
-        let secret = self_test(&ring, &*store).await.unwrap();
+        let secret = Arc::new(self_test(&ring, &*store).await.unwrap());
         let (sender, turns) = mpsc::channel(64);
         let model = |id: &str, panics| Model {
             info: ModelInfo {
@@ -128,20 +136,21 @@ impl Core {
         let models = Models::new(vec![model("led", false), model("panics", true)], "led").unwrap();
         let directory = Directory::new(Parts {
             store: store.clone(),
+            handoffs: place.handoffs.clone(),
             bus,
             models: models.clone(),
             ring,
-            secret,
+            secret: secret.clone(),
             limits: limits(),
             metrics: Metrics::default(),
         });
         let sessions = Sessions::new(directory.clone());
-        Self { sessions, directory, store, models, turns: Mutex::new(turns), place }
+        Self { sessions, directory, store, models, turns: Mutex::new(turns), secret, place }
     }
 
     /// As after `kill -9`: nothing is finished, the store is opened anew.
     pub(crate) async fn crash(self) -> Self {
-        let Self { sessions, directory, store, models: _, turns, place } = self;
+        let Self { sessions, directory, store, models: _, turns, secret: _, place } = self;
         store.close().await;
         // Rooms of the dead core can write no more; they end when nobody waits for them.
         directory.cut();
@@ -177,9 +186,19 @@ impl Core {
         reply: Option<(MessageId, u32)>,
         model: &str,
     ) -> Result<Client, Failure> {
+        self.attach_as(sender(user), session, after_seq, reply, model).await
+    }
+
+    pub(crate) async fn attach_as(
+        &self,
+        sender: Sender,
+        session: Option<SessionId>,
+        after_seq: Option<u64>,
+        reply: Option<(MessageId, u32)>,
+        model: &str,
+    ) -> Result<Client, Failure> {
         let queue = Queue::new(QueueLimits { events: 256, bytes: 1024 * 1024, merge: std::time::Duration::ZERO });
         let events = QueueStream::new(queue.clone());
-        let sender = sender(user);
         let open = patiently(
             "open",
             self.sessions.attach(&sender, session, model, |created, done| Attach {
@@ -220,6 +239,8 @@ pub(crate) fn limits() -> SessionLimits {
         checkpoint: Duration::from_millis(10),
         store_call: Duration::from_secs(5),
         reply_lapse: Duration::from_secs(10),
+        hold_lapse: Duration::from_secs(8),
+        offline_notice: "nobody is online".into(),
         away_jitter: Duration::from_millis(100),
     }
 }

@@ -30,6 +30,8 @@ pub(super) struct Connection {
     pub(super) replies: Documents,
     pub(super) values: Documents,
     pub(super) outbox: Documents,
+    pub(super) handoffs: Documents,
+    pub(super) audit: Documents,
     /// Time for one command.
     pub(super) limit: Duration,
 }
@@ -61,6 +63,8 @@ impl Connection {
             replies: database.collection(schema::REPLIES),
             values: database.collection(schema::VALUES),
             outbox: database.collection(schema::OUTBOX),
+            handoffs: database.collection(schema::HANDOFFS),
+            audit: database.collection(schema::AUDIT),
             limit: options.call_timeout,
             client,
             database,

@@ -14,13 +14,15 @@ pub(super) const REPLIES: &str = "replies";
 pub(super) const VALUES: &str = "installation";
 /// Alerts on their way.
 pub(super) const OUTBOX: &str = "outbox";
+pub(super) const HANDOFFS: &str = "handoffs";
+pub(super) const AUDIT: &str = "audit";
 /// Written to by those who read.
 pub(super) const BARRIERS: &str = "barriers";
 /// Holds the version.
 const SCHEMA: &str = "schema";
 
 /// The version that this program knows: the number of steps.
-const VERSION: i32 = 2;
+const VERSION: i32 = 3;
 
 /// Brings the database to the current version.
 pub(super) async fn migrate(connection: &Connection) -> Result<(), Fault> {
@@ -38,7 +40,10 @@ pub(super) async fn migrate(connection: &Connection) -> Result<(), Fault> {
         first_step(connection).await?;
     }
     if stored < 2 {
-        second_step(connection).await?;
+        outbox(connection).await?;
+    }
+    if stored < 3 {
+        handoff_and_audit(connection).await?;
     }
     if stored < VERSION {
         let raise =
@@ -87,13 +92,25 @@ async fn first_step(connection: &Connection) -> Result<(), Fault> {
     create(connection, [(SESSIONS, sessions), (LOG, log), (REPLIES, replies)]).await
 }
 
-async fn second_step(connection: &Connection) -> Result<(), Fault> {
+async fn outbox(connection: &Connection) -> Result<(), Fault> {
     let waiting = doc! { "partialFilterExpression": { "state": "waiting" } };
-    let outbox = vec![
+    let indexes = vec![
         index("due", doc! { "due": 1, "_id": 1 }, waiting),
         index("age", doc! { "state": 1, "created": 1, "_id": 1 }, doc! {}),
     ];
-    create(connection, [(OUTBOX, outbox)]).await
+    create(connection, [(OUTBOX, indexes)]).await
+}
+
+/// Sessions that wait or are held, and the audit trail.
+async fn handoff_and_audit(connection: &Connection) -> Result<(), Fault> {
+    let waiting = doc! { "partialFilterExpression": { "since": { "$exists": true } } };
+    let handoffs = vec![index("waiting", doc! { "since": 1, "_id": 1 }, waiting)];
+    let audit = vec![
+        index("actor", doc! { "actor": 1, "_id": 1 }, doc! {}),
+        index("action", doc! { "action": 1, "_id": 1 }, doc! {}),
+        index("session", doc! { "session": 1, "_id": 1 }, doc! { "sparse": true }),
+    ];
+    create(connection, [(HANDOFFS, handoffs), (AUDIT, audit)]).await
 }
 
 async fn create(

@@ -27,6 +27,8 @@ const NOTHING: View = {
 export const view = signal<View>(NOTHING);
 /** Grows with every change of conversation, so that the log and the composer start over. */
 export const generation = signal(0);
+/** The last session that was destroyed while it was on the screen. */
+export const destroyed = signal('');
 /** Something to tell the person once. */
 export const toast = signal<string | null>(null);
 
@@ -93,6 +95,10 @@ function publish(): void {
   if (status.cause.code === 'UNAUTHENTICATED') {
     leave();
     refuse('Your access has expired or is not accepted here.');
+  } else if (status.cause.code === 'NOT_FOUND' && id) {
+    destroyed.value = id;
+    toast.value = 'The conversation was deleted.';
+    show('');
   } else if (status.cause.code === 'NOT_FOUND' && wanted !== '') {
     toast.value = 'That conversation does not exist, or it is not yours.';
     show('');
@@ -116,6 +122,14 @@ export async function stop(): Promise<void> {
     await current?.stop();
   } catch (error) {
     toast.value = sayError(error, 'The answer could not be stopped.');
+  }
+}
+
+export async function requestHelp(): Promise<void> {
+  try {
+    await current?.requestHelp();
+  } catch (error) {
+    toast.value = sayError(error, 'Nobody could be asked.');
   }
 }
 

@@ -10,6 +10,8 @@ const PATHS = {
   down: 'M12 5v14M6 13l6 6 6-6',
   leave: 'M14 5h5v14h-5M15 12H4M8 8l-4 4 4 4',
   end: 'M4 7h16M4 7v12h16V7M8 4h8v3M9.5 12h5',
+  trash: 'M4 7h16M9 7V4h6v3M6 7l1 13h10l1-13M10 11v5M14 11v5',
+  person: 'M12 4a4 4 0 1 1 0 8 4 4 0 0 1 0-8zM4.500 20a7.500 7.500 0 0 1 15 0',
   retry: 'M19 12a7 7 0 1 1-2.2-5.100M19 4v4h-4',
 } as const;
 

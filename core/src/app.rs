@@ -60,8 +60,7 @@ pub struct App {
     generator: Generator,
     server: GrpcServer,
     verifier: Arc<Verifier>,
-    alerts: Alerts,
-    models: Models,
+    watched: Watched,
     metrics: Metrics,
     exporter: Option<Exporter>,
     streams: TaskTracker,
@@ -147,11 +146,12 @@ impl App {
         let rules = config.alerts.build().map_err(anyhow::Error::msg)?;
         let alerts = Alerts::new(outbox, Arc::new(directory.clone()), rules, call, metrics.clone());
         let generator = Generator::new(models.clone());
+        let watched = Watched { alerts, models: models.clone(), metrics: metrics.clone() };
         let services = Services {
             sessions: Sessions::new(directory.clone()),
             audit: AuditTrail::new(stores.audit, secret, call),
             rotation: Rotation::new(store.clone(), ring.clone(), peers.register.clone(), call),
-            models: models.clone(),
+            models,
             generator: generator.clone(),
             verifier: verifier.clone(),
             ring,
@@ -170,8 +170,7 @@ impl App {
             generator,
             server,
             verifier,
-            alerts,
-            models,
+            watched,
             metrics,
             exporter,
             streams,
@@ -213,8 +212,7 @@ impl App {
             generator,
             server,
             verifier,
-            alerts,
-            models,
+            watched,
             metrics,
             exporter,
             streams,
@@ -241,8 +239,7 @@ impl App {
         }
         background.spawn(directory.clone().run(stop.clone()));
         background.spawn(until(stop.clone(), async move { verifier.keep_fresh().await }));
-        let (starts, stored) =
-            watch::start(Watched { alerts, models, metrics: metrics.clone() }, &store, &config, &leaving, &background);
+        let (starts, stored) = watch::start(watched, &store, &config, &leaving, &background);
         let probe = Probe {
             stored,
             store: store.clone(),

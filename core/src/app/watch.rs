@@ -24,6 +24,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 const WAITING: usize = 64;
 
 /// What is looked at, and who is told.
+#[derive(Debug)]
 pub(super) struct Watched {
     pub(super) alerts: Alerts,
     pub(super) models: Models,

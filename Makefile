@@ -87,7 +87,7 @@ bench: ## speed and memory, each figure beside its reference: ARGS='bridge --jso
 	$(CARGO) build $(SCOPE) --release --bins
 	$(CARGO) bench --locked --package chatbox-tests --bench figures -- $(ARGS)
 
-chaos: test-build ## rounds of load and faults, each proven: ROUNDS=n SEED=s ON=single|cluster-1|cluster-3
+chaos: test-build ## rounds of load and faults, each proven: ROUNDS=n SEED=s ON=single|cluster-1|cluster-3|lossy
 	@$(FETCH) mongod nats-server
 	@exec $(TARGET_DIR)/debug/chaos $(or $(ROUNDS),20) $(or $(SEED),$(shell od -An -N4 -tu4 /dev/urandom)) $(ON)
 

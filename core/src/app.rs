@@ -12,17 +12,17 @@ use chatbox_proto::{
     spans::{Exporter, Tracer},
     token::Verifier,
 };
-use tokio::{net::TcpListener, time::Instant};
+use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    configured::{
-        budgets, grpc_limits, listen, listen_admin, listen_operators, open_store, server_tls, session_limits, shares,
-    },
+    configured::{Listeners, budgets, grpc_limits, open_store, server_tls, session_limits, shares},
     peers::Peers,
     probe::{Probe, count_cores},
+    watch::Watched,
 };
 use crate::{
+    bus::Bus,
     config::{Config, DrainConfig},
     generate::Generator,
     grpc::{GrpcServer, Health, Services},
@@ -47,6 +47,9 @@ pub use crate::session::{
     verify::{Finding, Verified},
 };
 
+/// Hands a bus on, with something around it.
+pub type BusDecorator = Box<dyn FnOnce(Arc<dyn Bus>) -> Arc<dyn Bus> + Send>;
+
 /// A core that is bound and not running yet. Dropping it releases everything.
 #[derive(Debug)]
 pub struct App {
@@ -57,16 +60,13 @@ pub struct App {
     generator: Generator,
     server: GrpcServer,
     verifier: Arc<Verifier>,
-    alerts: Alerts,
-    models: Models,
+    watched: Watched,
     shares: Shares,
     metrics: Metrics,
     exporter: Option<Exporter>,
     streams: TaskTracker,
     leaving: CancellationToken,
-    grpc: TcpListener,
-    admin: Option<TcpListener>,
-    operators: Option<TcpListener>,
+    listeners: Listeners,
 }
 
 impl App {
@@ -86,18 +86,18 @@ impl App {
     /// One line that names the setting; everything that was acquired is released.
     pub async fn bind_with(config: Config, models: Models) -> anyhow::Result<Self> {
         // Boxed: it is large, and callers hold it inside futures of their own.
-        Box::pin(Self::bind_over(config, models, |store| store)).await
+        Box::pin(Self::bind_over(config, models, |store| (store, Box::new(|bus| bus)))).await
     }
 
-    /// Like [`bind_with`](Self::bind_with), with the store as `wrap` hands it on: for whoever watches or disturbs what is
-    /// asked of it.
+    /// Like [`bind_with`](Self::bind_with), with store and bus as `decorate` hands them on: for whoever watches or disturbs
+    /// what is asked of them.
     ///
     /// # Errors
     /// One line that names the setting; everything that was acquired is released.
     pub async fn bind_over(
         config: Config,
         models: Models,
-        wrap: impl FnOnce(Arc<dyn SessionStore>) -> Arc<dyn SessionStore>,
+        decorate: impl FnOnce(Arc<dyn SessionStore>) -> (Arc<dyn SessionStore>, BusDecorator),
     ) -> anyhow::Result<Self> {
         let ring = Arc::new(KeyRing::from_config(config.keys.primary_id().unwrap_or_default(), config.keys.pairs())?);
         let key_error = |error| anyhow::anyhow!("token: {error}");
@@ -109,8 +109,11 @@ impl App {
             anyhow::ensure!(config.token.jwks_file.is_empty(), "token.jwks_file: {error}");
             tracing::warn!(%error, "token.jwks_url: the key set could not be read, trying again later");
         }
+        let rules = config.alerts.build().map_err(anyhow::Error::msg)?;
+        let (tracer, exporter) =
+            Tracer::new(&config.telemetry, "chatbox-core").map_err(|error| anyhow::anyhow!(error))?;
         let stores = open_store(&config).await?;
-        let store = wrap(stores.sessions.clone());
+        let (store, decorate_bus) = decorate(stores.sessions.clone());
         let outbox = stores.outbox.clone();
         let secret = match seal::self_test(&ring, &*store).await {
             Ok(secret) => Arc::new(secret),
@@ -119,20 +122,7 @@ impl App {
                 return Err(error).context("keys.ring: the self-test failed");
             }
         };
-        // The listeners last, so that a port that listens is a core that can serve.
-        let bound = async {
-            let peers = Box::pin(Peers::join(&config, store.clone(), &ring)).await?;
-            let listeners =
-                || Ok((listen("listen", config.listen)?, listen_admin(&config)?, listen_operators(&config)?));
-            match listeners() {
-                Ok((grpc, admin, operators)) => anyhow::Ok((peers, grpc, admin, operators)),
-                Err(error) => {
-                    peers.leave().await;
-                    Err(error)
-                }
-            }
-        };
-        let (peers, grpc, admin, operators) = match bound.await {
+        let (mut peers, listeners) = match join_and_listen(&config, &store, &ring).await {
             Ok(bound) => bound,
             Err(error) => {
                 store.close().await;
@@ -140,11 +130,9 @@ impl App {
             }
         };
 
-        let (tracer, exporter) =
-            Tracer::new(&config.telemetry, "chatbox-core").map_err(|error| anyhow::anyhow!(error))?;
+        peers.bus = decorate_bus(peers.bus);
         let metrics = Metrics::with_models(models.clone(), &tracer);
-        let observer: Arc<dyn Observer> = Arc::new(metrics.clone());
-        let models = models.observed(&observer, &tracer);
+        let models = models.observed(&(Arc::new(metrics.clone()) as Arc<dyn Observer>), &tracer);
         let (streams, leaving) = (TaskTracker::new(), CancellationToken::new());
         let shares = shares(&config);
         let directory = Directory::new(Parts {
@@ -160,14 +148,14 @@ impl App {
             metrics: metrics.clone(),
         });
         let call = config.store.call_timeout;
-        let rules = config.alerts.build().map_err(anyhow::Error::msg)?;
         let alerts = Alerts::new(outbox, Arc::new(directory.clone()), rules, call, metrics.clone());
         let generator = Generator::new(models.clone());
+        let watched = Watched { alerts, models: models.clone(), metrics: metrics.clone() };
         let services = Services {
             sessions: Sessions::new(directory.clone()),
             audit: AuditTrail::new(stores.audit, secret, call),
             rotation: Rotation::new(store.clone(), ring.clone(), peers.register.clone(), call),
-            models: models.clone(),
+            models,
             generator: generator.clone(),
             verifier: verifier.clone(),
             ring,
@@ -186,16 +174,13 @@ impl App {
             generator,
             server,
             verifier,
-            alerts,
-            models,
+            watched,
             shares,
             metrics,
             exporter,
             streams,
             leaving,
-            grpc,
-            admin,
-            operators,
+            listeners,
         })
     }
 
@@ -204,19 +189,19 @@ impl App {
     /// # Errors
     /// When the system does not tell.
     pub fn grpc_addr(&self) -> std::io::Result<SocketAddr> {
-        self.grpc.local_addr()
+        self.listeners.grpc.local_addr()
     }
 
     /// Where admins connect to, if that is a place of its own.
     #[must_use]
     pub fn admin_addr(&self) -> Option<SocketAddr> {
-        self.admin.as_ref().and_then(|listener| listener.local_addr().ok())
+        self.listeners.admin.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
     /// Where `/metrics` is, if it is served.
     #[must_use]
     pub fn metrics_addr(&self) -> Option<SocketAddr> {
-        self.operators.as_ref().and_then(|listener| listener.local_addr().ok())
+        self.listeners.operators.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
     /// Serves until `shutdown`, then drains. Returns at the latest when the drain deadline has passed.
@@ -232,17 +217,15 @@ impl App {
             generator,
             server,
             verifier,
-            alerts,
-            models,
+            watched,
             shares,
             metrics,
             exporter,
             streams,
             leaving,
-            grpc,
-            admin,
-            operators,
+            listeners,
         } = self;
+        let Listeners { grpc, admin, operators } = listeners;
         let health = server.health();
         let (stop_accepting, stop) = (CancellationToken::new(), CancellationToken::new());
         // Dropping this future, rather than cancelling `shutdown`, leaves no task behind.
@@ -263,7 +246,7 @@ impl App {
         background.spawn(directory.clone().run(stop.clone()));
         background.spawn(until(stop.clone(), count_cores(peers.register.clone(), shares)));
         background.spawn(until(stop.clone(), async move { verifier.keep_fresh().await }));
-        let (starts, stored) = watch::start(alerts, models, &metrics, &store, &config, &leaving, &background);
+        let (starts, stored) = watch::start(watched, &store, &config, &leaving, &background);
         let probe = Probe {
             stored,
             store: store.clone(),
@@ -311,6 +294,22 @@ impl App {
         };
         Box::pin(leaving.drain(&config.drain)).await;
         Ok(())
+    }
+}
+
+/// The listeners come last, so that a port that listens is a core that can serve.
+async fn join_and_listen(
+    config: &Config,
+    store: &Arc<dyn SessionStore>,
+    ring: &KeyRing,
+) -> anyhow::Result<(Peers, Listeners)> {
+    let peers = Box::pin(Peers::join(config, store.clone(), ring)).await?;
+    match Listeners::bind(config) {
+        Ok(listeners) => Ok((peers, listeners)),
+        Err(error) => {
+            peers.leave().await;
+            Err(error)
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use futures_util::{Stream, StreamExt as _};
 use http::uri::PathAndQuery;
 use tonic::{Code, Request, Status, metadata::MetadataValue};
 
-use self::cores::{Core, Cores};
+use self::cores::{Core, Cores, system_lookup};
 use crate::config::CoreConfig;
 
 /// Frames on their way to core: a bounded queue. When it is full the socket is not read.
@@ -105,7 +105,8 @@ impl GrpcCore {
     /// # Errors
     /// For an address or a certificate that cannot be used.
     pub fn new(config: &CoreConfig) -> anyhow::Result<Self> {
-        Ok(Self { cores: Cores::new(config)?, call_timeout: config.call_timeout, tracer: Tracer::off() })
+        let cores = Cores::new(config, system_lookup())?;
+        Ok(Self { cores, call_timeout: config.call_timeout, tracer: Tracer::off() })
     }
 
     /// Every call is a span of this tracer.

@@ -5,9 +5,14 @@
 //! shown, not failed: only a wrong answer ends the run.
 
 mod bridge;
+mod churn;
+mod history;
 mod measure;
 mod memory;
 mod mongo;
+mod resume;
+mod sends;
+mod slow;
 mod sse;
 mod store;
 mod streaming;
@@ -22,10 +27,15 @@ use measure::{echo, options::Options, report};
 type Bench = (&'static str, fn(&Options) -> Result<report::Report>);
 
 /// Those that need no other process first: the others put this one on the core of the load generator.
-const BENCHES: [Bench; 8] = [
+const BENCHES: [Bench; 13] = [
     ("sse", sse::run),
     ("store", store::run),
+    ("history", history::run),
     ("mongo", mongo::run),
+    ("sends", sends::run),
+    ("resume", resume::run),
+    ("churn", churn::run),
+    ("slow", slow::run),
     ("bridge", bridge::run),
     ("memory", memory::run),
     ("streaming", streaming::run),

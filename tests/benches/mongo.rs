@@ -3,12 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use chatbox_core::{
-    domain::time::Timestamp,
-    store::{
-        Append, Appended, Derived, NewSession, SessionStore as _, SlotRule,
-        mongo::{MongoOptions, MongoStore},
-    },
+use chatbox_core::store::{
+    SessionStore as _,
+    mongo::{MongoOptions, MongoStore},
 };
 use chatbox_proto::{ids::SessionId, token::Secret};
 use chatbox_tests::harness::mongod::ReplicaSet;
@@ -23,15 +20,11 @@ use crate::measure::{
     machine::Others,
     options::Options,
     report::{Compare, Figure, Goal, Report},
-    sample::median,
+    sample::percentile,
+    stores::{self, PAGE, SEALED_BYTES, micros},
 };
 
 const WRITERS: [usize; 3] = [1, 64, 256];
-/// A message of 200 bytes, sealed; and the folded state of a session.
-const SEALED_BYTES: usize = 229;
-const STATE_BYTES: usize = 300;
-/// What a page of history shows.
-const PAGE: u32 = 50;
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) fn run(options: &Options) -> Result<Report> {
@@ -68,18 +61,18 @@ async fn measure(options: &Options) -> Result<Report> {
         let watch = Others::watch(&[])?;
         for (writers, figure) in WRITERS.into_iter().zip(&mut appends) {
             let (product, reference) = if round % 2 == 0 {
-                let product = store_appends(&store, writers, time).await?;
-                (product, bare.inserts(writers, time).await?)
+                let product = stores::appends(&store, writers, time).await?;
+                (product, bare.inserts(writers, time).await?.rate)
             } else {
-                let reference = bare.inserts(writers, time).await?;
-                (store_appends(&store, writers, time).await?, reference)
+                let reference = bare.inserts(writers, time).await?.rate;
+                (stores::appends(&store, writers, time).await?, reference)
             };
             figure.round(product, reference);
         }
-        last.round(store_page(&store, page, time).await?, bare.page(&twin, time).await?);
+        last.round(stores::page(&store, page, time).await?, bare.page(&twin, time).await?);
         let mut costs = Vec::new();
         for (id, head) in &mut long {
-            costs.push(cost(&store, *id, head, time).await?);
+            costs.push(stores::cost(&store, *id, head, time).await?);
         }
         appending.round(costs[1].0, costs[0].0);
         opening.round(costs[1].1, costs[0].1);
@@ -102,110 +95,17 @@ fn figure_of(writers: usize) -> Figure {
     }))
 }
 
-async fn new_session(store: &MongoStore) -> Result<SessionId> {
-    let id = SessionId::generate();
-    let new = NewSession {
-        id,
-        owner: id.to_string(),
-        slot: SlotRule::Unlimited,
-        wrapped_key: vec![7; 64],
-        created_at: Timestamp::now(),
-        request: None,
-        derived: derived(0),
-    };
-    store.create_session(new).await?;
-    Ok(id)
-}
-
-fn derived(applied_seq: u64) -> Derived {
-    let last_activity = Timestamp::now();
-    Derived { applied_seq, state: vec![7; STATE_BYTES], last_activity, ended: false, unfinished: false }
-}
-
-fn append(session_id: SessionId, head: u64) -> Append {
-    Append {
-        session_id,
-        append_id: rand::random(),
-        expected_head: head,
-        count: 1,
-        sealed: vec![7; SEALED_BYTES],
-        messages: Vec::new(),
-        ends_session: false,
-        derived: derived(head + 1),
-        reply_started: None,
-        reply_finished: None,
-    }
-}
-
-/// Appends per second of so many writers, each waiting for its own.
-async fn store_appends(store: &MongoStore, writers: usize, time: Duration) -> Result<f64> {
-    let mut sessions = Vec::with_capacity(writers);
-    for _ in 0..writers {
-        sessions.push(new_session(store).await?);
-    }
-    let start = Instant::now();
-    let mut tasks: FuturesUnordered<_> = sessions
-        .into_iter()
-        .map(|id| async move {
-            let mut head = 0;
-            while start.elapsed() < time {
-                let appended = store.append(append(id, head)).await?;
-                head += 1;
-                ensure!(appended == Appended::Done(head), "another head: {appended:?}");
-            }
-            Ok(head)
-        })
-        .collect();
-    let mut done = 0;
-    while let Some(written) = tasks.next().await {
-        done += written?;
-    }
-    Ok(done as f64 / start.elapsed().as_secs_f64())
-}
-
-/// Median time of one call, in microseconds.
-async fn micros<F: Future<Output = Result<()>>>(time: Duration, mut call: impl FnMut() -> F) -> Result<f64> {
-    let start = Instant::now();
-    let mut samples = Vec::new();
-    while start.elapsed() < time || samples.len() < 5 {
-        let begin = Instant::now();
-        call().await?;
-        samples.push(begin.elapsed().as_secs_f64() * 1e6);
-    }
-    Ok(median(&samples))
-}
-
-async fn store_page(store: &MongoStore, id: SessionId, time: Duration) -> Result<f64> {
-    micros(time, || async {
-        let page = store.read_before(id, u64::MAX, PAGE).await?;
-        ensure!(page.len() == PAGE as usize, "a page of {}", page.len());
-        Ok(())
-    })
-    .await
-}
-
-/// An append to, and the opening of, a session of some length.
-async fn cost(store: &MongoStore, id: SessionId, head: &mut u64, time: Duration) -> Result<(f64, f64)> {
-    let start = Instant::now();
-    let mut samples = Vec::new();
-    while start.elapsed() < time || samples.len() < 5 {
-        let begin = Instant::now();
-        ensure!(store.append(append(id, *head)).await? == Appended::Done(*head + 1), "another head");
-        *head += 1;
-        samples.push(begin.elapsed().as_secs_f64() * 1e6);
-    }
-    let opening = micros(time, || async {
-        let header = store.session(id).await?;
-        let applied = header.map_or(0, |header| header.derived.applied_seq);
-        ensure!(store.head(id).await? == *head && applied == *head, "another head");
-        store.read_after(id, applied, 1_000).await?;
-        Ok(())
-    });
-    Ok((median(&samples), opening.await?))
+/// What inserts cost.
+#[derive(Debug)]
+pub(crate) struct Inserted {
+    /// A second.
+    pub(crate) rate: f64,
+    /// Microseconds that the middle one took.
+    pub(crate) p50: f64,
 }
 
 /// The driver alone, with as little as a message needs.
-struct Bare {
+pub(crate) struct Bare {
     database: Database,
     log: Collection<Document>,
 }
@@ -215,7 +115,7 @@ fn binary(bytes: &[u8]) -> Binary {
 }
 
 impl Bare {
-    async fn open(uri: &str) -> Result<Self> {
+    pub(crate) async fn open(uri: &str) -> Result<Self> {
         let database = Client::with_uri_str(uri).await?.database("bench");
         let log = database.collection("bare");
         let index = doc! {
@@ -226,8 +126,8 @@ impl Bare {
         Ok(Self { database, log })
     }
 
-    /// Inserts per second of so many writers, each waiting for its own.
-    async fn inserts(&self, writers: usize, time: Duration) -> Result<f64> {
+    /// Inserts of so many writers, each waiting for its own.
+    pub(crate) async fn inserts(&self, writers: usize, time: Duration) -> Result<Inserted> {
         let mut concern = WriteConcern::majority();
         concern.journal = Some(true);
         let start = Instant::now();
@@ -235,22 +135,25 @@ impl Bare {
             .map(|_| {
                 let (session, concern) = (binary(&rand::random::<[u8; 16]>()), concern.clone());
                 async move {
-                    let mut seq = 0_i64;
+                    let (mut seq, mut micros) = (0_i64, Vec::new());
                     while start.elapsed() < time {
                         seq += 1;
                         let document =
                             doc! { "session": session.clone(), "seq": seq, "sealed": binary(&[7; SEALED_BYTES]) };
+                        let begin = Instant::now();
                         self.log.insert_one(document).write_concern(concern.clone()).await?;
+                        micros.push(begin.elapsed().as_secs_f64() * 1e6);
                     }
-                    Result::<i64>::Ok(seq)
+                    Result::<_>::Ok(micros)
                 }
             })
             .collect();
-        let mut done = 0;
+        let mut micros = Vec::new();
         while let Some(written) = tasks.next().await {
-            done += written?;
+            micros.extend(written?);
         }
-        Ok(done as f64 / start.elapsed().as_secs_f64())
+        let rate = micros.len() as f64 / start.elapsed().as_secs_f64();
+        Ok(Inserted { rate, p50: percentile(&mut micros, 0.5) })
     }
 
     /// As many sessions of so many entries, in the store's own log and in a twin; one in the middle of each.
@@ -292,9 +195,9 @@ impl Bare {
 
     /// A session of so many entries whose folded state is up to date.
     async fn session_of(&self, store: &MongoStore, entries: u32) -> Result<SessionId> {
-        let id = new_session(store).await?;
+        let id = stores::new_session(store).await?;
         self.fill_one(id, entries).await?;
-        ensure!(store.replace_derived(id, 0, derived(entries.into())).await?, "the session is new");
+        ensure!(store.replace_derived(id, 0, stores::derived(entries.into())).await?, "the session is new");
         Ok(id)
     }
 

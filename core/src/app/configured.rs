@@ -28,7 +28,26 @@ const BACKLOG: i32 = 1024;
 /// A unary call takes at most this long, unless its client wants it sooner.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub(super) fn listen(setting: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+/// Where a core is reached.
+#[derive(Debug)]
+pub(super) struct Listeners {
+    pub(super) grpc: TcpListener,
+    pub(super) admin: Option<TcpListener>,
+    /// Of `/metrics` and its like.
+    pub(super) operators: Option<TcpListener>,
+}
+
+impl Listeners {
+    pub(super) fn bind(config: &Config) -> anyhow::Result<Self> {
+        Ok(Self {
+            grpc: listen("listen", config.listen)?,
+            admin: listen_admin(config)?,
+            operators: listen_operators(config)?,
+        })
+    }
+}
+
+fn listen(setting: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     let bind = || {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         // A restart must not wait for the sockets of the process before it.
@@ -41,7 +60,7 @@ pub(super) fn listen(setting: &str, address: SocketAddr) -> anyhow::Result<TcpLi
     bind().map_err(|error| anyhow::anyhow!("{setting}: {address}: {error}"))
 }
 
-pub(super) fn listen_operators(config: &Config) -> anyhow::Result<Option<TcpListener>> {
+fn listen_operators(config: &Config) -> anyhow::Result<Option<TcpListener>> {
     match config.metrics_listen.as_str() {
         "" => Ok(None),
         address => listen("metrics_listen", address.parse()?).map(Some),
@@ -49,7 +68,7 @@ pub(super) fn listen_operators(config: &Config) -> anyhow::Result<Option<TcpList
 }
 
 /// The listener of the team's calls, if they have their own.
-pub(super) fn listen_admin(config: &Config) -> anyhow::Result<Option<TcpListener>> {
+fn listen_admin(config: &Config) -> anyhow::Result<Option<TcpListener>> {
     match config.admin.listen.as_str() {
         "" => Ok(None),
         address => listen("admin.listen", address.parse()?).map(Some),

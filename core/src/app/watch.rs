@@ -23,13 +23,19 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// Occurrences that wait for the store; there are few kinds, and one of each provider.
 const WAITING: usize = 64;
 
+/// What is looked at, and who is told.
+#[derive(Debug)]
+pub(super) struct Watched {
+    pub(super) alerts: Alerts,
+    pub(super) models: Models,
+    pub(super) metrics: Metrics,
+}
+
 /// Starts the watcher and the deliveries. Both end when the core begins to leave: what is not delivered by then stays in the
 /// outbox. Gives the starts, of which this one is to be taken out at the end, and the place where it is said whether the
 /// store answers.
 pub(super) fn start(
-    alerts: Alerts,
-    models: Models,
-    metrics: &Metrics,
+    watched: Watched,
     store: &Arc<dyn SessionStore>,
     config: &Config,
     leaving: &CancellationToken,
@@ -39,7 +45,8 @@ pub(super) fn start(
     let (window, call) = (config.alerts.crash_window, config.store.call_timeout);
     let starts = Starts::new(store.clone(), Timestamp::now(), window, call);
     let settings = config.alerts.clone();
-    let watch = Watch::new(alerts.clone(), models, metrics.clone(), starts.clone(), stored, settings);
+    let alerts = watched.alerts.clone();
+    let watch = Watch::new(watched, starts.clone(), stored, settings);
     background.spawn(leaving.clone().run_until_cancelled_owned(watch.run()));
     if !config.alerts.rules.is_empty() {
         let deliver = async move { alerts.run().await };
@@ -72,14 +79,8 @@ struct Outage {
 }
 
 impl Watch {
-    fn new(
-        alerts: Alerts,
-        models: Models,
-        metrics: Metrics,
-        starts: Starts,
-        stored: watch::Receiver<bool>,
-        settings: AlertsConfig,
-    ) -> Self {
+    fn new(watched: Watched, starts: Starts, stored: watch::Receiver<bool>, settings: AlertsConfig) -> Self {
+        let Watched { alerts, models, metrics } = watched;
         let refused = (Instant::now(), metrics.refused.get());
         Self {
             alerts,

@@ -126,6 +126,57 @@ pub struct Services {
     pub leaving: CancellationToken,
 }
 
+impl Services {
+    /// The calls of clients, and those of the team.
+    fn into_services(self) -> (CoreService, AdminService) {
+        let Self {
+            sessions,
+            audit,
+            rotation,
+            models,
+            generator,
+            verifier,
+            ring,
+            limits,
+            metrics,
+            tracer: _,
+            tasks,
+            leaving,
+        } = self;
+        let authenticator = Authenticator::new(verifier);
+        let sealer = Arc::new(ring.page_token_sealer());
+        let rate = CallRate::new(limits.admin_calls_per_minute);
+        let gate = Gate { authenticator: authenticator.clone(), audit, sessions: sessions.clone(), rate };
+        let streams = PlacesByUser::streams(limits.user_streams);
+        let admin = AdminService {
+            gate: gate.clone(),
+            sessions: sessions.clone(),
+            rotation,
+            sealer: sealer.clone(),
+            pages: limits.pages,
+            streams: streams.clone(),
+            heartbeat: limits.heartbeat,
+        };
+        let core = CoreService {
+            sessions,
+            models,
+            authenticator,
+            gate,
+            sealer,
+            queue: limits.queue,
+            limits: limits.frames,
+            pages: limits.pages,
+            streams,
+            calls: PlacesByUser::calls(limits.user_calls),
+            tasks,
+            leaving,
+            metrics,
+            generate: Generate::new(generator, limits.generate),
+        };
+        (core, admin)
+    }
+}
+
 /// Why the server could not serve.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -170,50 +221,8 @@ impl GrpcServer {
         stop: CancellationToken,
     ) -> Result<(), ServeError> {
         let Self { services, health, tls } = self;
-        let Services {
-            sessions,
-            audit,
-            rotation,
-            models,
-            generator,
-            verifier,
-            ring,
-            limits,
-            metrics,
-            tracer,
-            tasks,
-            leaving,
-        } = services;
-        let authenticator = Authenticator::new(verifier);
-        let sealer = Arc::new(ring.page_token_sealer());
-        let rate = CallRate::new(limits.admin_calls_per_minute);
-        let gate = Gate { authenticator: authenticator.clone(), audit, sessions: sessions.clone(), rate };
-        let streams = PlacesByUser::streams(limits.user_streams);
-        let admin = AdminService {
-            gate: gate.clone(),
-            sessions: sessions.clone(),
-            rotation,
-            sealer: sealer.clone(),
-            pages: limits.pages,
-            streams: streams.clone(),
-            heartbeat: limits.heartbeat,
-        };
-        let core = CoreService {
-            sessions,
-            models,
-            authenticator,
-            gate,
-            sealer,
-            queue: limits.queue,
-            limits: limits.frames,
-            pages: limits.pages,
-            streams,
-            calls: PlacesByUser::calls(limits.user_calls),
-            tasks,
-            leaving,
-            metrics: metrics.clone(),
-            generate: Generate::new(generator, limits.generate),
-        };
+        let (limits, metrics, tracer) = (services.limits, services.metrics.clone(), services.tracer.clone());
+        let (core, admin) = services.into_services();
         let core = ChatCoreServer::new(core).max_decoding_message_size(limits.message_bytes);
         let admin = ChatAdminServer::new(admin).max_decoding_message_size(limits.message_bytes);
         let health = tonic_health::pb::health_server::HealthServer::new(

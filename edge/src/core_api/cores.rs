@@ -16,7 +16,7 @@ use std::{
 use anyhow::Context as _;
 use bytes::Bytes;
 use chatbox_proto::codec::RawCodec;
-use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use http::uri::PathAndQuery;
 use prost::Message as _;
 use tokio::{
@@ -192,9 +192,18 @@ impl Drop for OpenStream {
     }
 }
 
+/// Finds the addresses of a `host:port`.
+pub(super) type Lookup = Arc<dyn Fn(String) -> BoxFuture<'static, std::io::Result<Vec<SocketAddr>>> + Send + Sync>;
+
+/// As the system does.
+pub(super) fn system_lookup() -> Lookup {
+    Arc::new(|place| async move { Ok(tokio::net::lookup_host(place).await?.collect()) }.boxed())
+}
+
 /// All of them.
 pub(super) struct Cores {
     config: CoreConfig,
+    lookup: Lookup,
     url: http::Uri,
     tls: Option<ClientTlsConfig>,
     /// `host:port` each; a host that is a name is looked up again and again.
@@ -213,13 +222,14 @@ impl fmt::Debug for Cores {
 }
 
 impl Cores {
-    pub(super) fn new(config: &CoreConfig) -> anyhow::Result<Self> {
+    pub(super) fn new(config: &CoreConfig, lookup: Lookup) -> anyhow::Result<Self> {
         let url: http::Uri = config.url.parse()?;
         let tls = url.scheme() == Some(&http::uri::Scheme::HTTPS);
         let tls = tls.then(|| tls_config(config, url.host().unwrap_or_default())).transpose()?;
         let places = if config.addresses.is_empty() { vec![place(&url)?] } else { config.addresses.clone() };
         let cores = Self {
             config: config.clone(),
+            lookup,
             tls,
             places,
             known: RwLock::new(Arc::from([])),
@@ -273,11 +283,14 @@ impl Cores {
     async fn resolve(&self) {
         let mut addresses = Vec::new();
         for place in &self.places {
-            match tokio::time::timeout(self.config.health_timeout, tokio::net::lookup_host(place)).await {
+            match tokio::time::timeout(self.config.health_timeout, (self.lookup)(place.clone())).await {
                 Ok(Ok(found)) => addresses.extend(found),
                 Ok(Err(error)) => return tracing::warn!(place, error = %error, "core's name cannot be looked up"),
                 Err(_) => return tracing::warn!(place, "core's name cannot be looked up in time"),
             }
+        }
+        if addresses.is_empty() {
+            return tracing::warn!("core's name has no address");
         }
         let mut seen = HashSet::new();
         addresses.retain(|address| seen.insert(*address));
@@ -369,9 +382,14 @@ impl Cores {
                     Some(()) = watched.next(), if !watched.is_empty() => {}
                 }
             }
-            let _one_at_a_time = self.resolving.lock().await;
-            self.resolve().await;
+            self.resolve_now().await;
         }
+    }
+
+    /// Looks the places up, one asker at a time.
+    pub(super) async fn resolve_now(&self) {
+        let _one_at_a_time = self.resolving.lock().await;
+        self.resolve().await;
     }
 }
 

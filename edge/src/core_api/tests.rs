@@ -1,5 +1,7 @@
 //! The gRPC client against a real tonic server that does what a test says.
 
+mod names;
+
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},

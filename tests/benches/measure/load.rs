@@ -299,6 +299,12 @@ fn open_batch(peer: &Peer, numbers: std::ops::Range<usize>) -> Result<Vec<(Block
     Ok(batch)
 }
 
+/// One connection whose stream is open, as a socket that blocks.
+pub(crate) fn open_one(peer: &Peer, number: usize) -> Result<Blocking> {
+    let mut batch = open_batch(peer, number..number + 1)?;
+    Ok(batch.pop().context("there is one")?.0)
+}
+
 /// Reads until `take` finds what it looks for at the start of the input, and removes that.
 fn read_until(
     stream: &mut Blocking,

@@ -22,6 +22,8 @@ pub(crate) enum Place {
     UnderTest,
     /// The load generator.
     Load,
+    /// Wherever there is room: where a database does most of the work.
+    Anywhere,
 }
 
 /// Whether there are cores to choose from. Asked once: a process that has a core of its own sees no other.
@@ -32,6 +34,7 @@ impl Place {
         let core = match self {
             Self::UnderTest => "0",
             Self::Load => "1",
+            Self::Anywhere => return None,
         };
         HAS_PLACES.then_some(core)
     }

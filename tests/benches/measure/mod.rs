@@ -1,5 +1,5 @@
 //! What benches measure with: the product and its reference as real processes ([`product`], [`echo`], both a [`peer`]), a lean load generator
-//! ([`load`]), the machine's own figures ([`machine`]), and how figures are compared and shown ([`report`]).
+//! ([`load`]), the machine's own figures ([`machine`]), what is asked of a store alone ([`stores`]), and how figures are compared and shown ([`report`]).
 
 pub(crate) mod echo;
 pub(crate) mod frame;
@@ -11,3 +11,4 @@ pub(crate) mod product;
 pub(crate) mod repeat;
 pub(crate) mod report;
 pub(crate) mod sample;
+pub(crate) mod stores;

@@ -37,7 +37,7 @@ pub(crate) enum Kind {
 }
 
 /// Both sides of a comparison look alike to the load generator.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum Peer {
     /// Sends back what it gets.
     Echo(SocketAddr),

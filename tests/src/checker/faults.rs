@@ -22,8 +22,10 @@ pub enum Victim {
 pub enum Link {
     /// From the edge to a core.
     Core(usize),
-    /// From the cores to their store.
+    /// From the cores to their store; of several servers, to the one that takes writes, from the others too.
     Store,
+    /// From the cores to their bus.
+    Bus,
 }
 
 /// What a network does.
@@ -96,12 +98,10 @@ pub enum Menu {
     Kills,
     /// Everything that one core, one edge and the network between them can suffer.
     Single,
-    /// The same of several cores; and of their store, with or without the network to it, and their bus.
+    /// The same of several cores; and of their store, their bus, and the networks to both.
     Cluster {
         /// How many.
         cores: usize,
-        /// There is one network that all go through to the store.
-        network: bool,
     },
 }
 
@@ -111,20 +111,18 @@ impl Menu {
     pub fn draw(&self, random: &mut StdRng) -> Fault {
         let down = Duration::from_millis(random.random_range(0..400));
         let lasts = Duration::from_millis(random.random_range(100..1200));
-        let (cores, network) = match *self {
+        let (cores, shared) = match *self {
             Self::Kills => return Fault::Kill(Victim::Core(0), down),
-            Self::Single => (1, None),
-            Self::Cluster { cores, network } => (cores, Some(network)),
+            Self::Single => (1, false),
+            Self::Cluster { cores } => (cores, true),
         };
-        if let Some(network) = network
-            && random.random_bool(0.4)
-        {
-            return match random.random_range(0..4) {
+        if shared && random.random_bool(0.45) {
+            return match random.random_range(0..5) {
                 0 => Fault::KillStore(lasts),
                 1 => Fault::FreezeStore(lasts),
                 2 => Fault::KillBus(lasts),
-                _ if network => Fault::Network(Link::Store, trouble(random), lasts),
-                _ => Fault::KillStore(down),
+                3 => Fault::Network(Link::Store, trouble(random), lasts),
+                _ => Fault::Network(Link::Bus, trouble(random), lasts),
             };
         }
         let number = random.random_range(0..cores);

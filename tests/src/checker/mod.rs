@@ -4,7 +4,7 @@
 //! what every client saw ([`record`]) and what is stored ([`stored`], by the calls of a healthy core and from the database itself)
 //! goes to [`proof`], which is pure: a list of violations, each with its evidence.
 //!
-//! That the proof finds the opposite is shown by [`faulty`]: stores that lie.
+//! That the proof finds the opposite is shown by [`faulty`]: stores and buses that lie.
 
 pub mod faults;
 pub mod faulty;

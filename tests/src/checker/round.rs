@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use super::{
+    faulty::LIED,
     proof::{self, Rules, Violation},
     record::{Clock, Inflicted, Record},
     stored::{self, StoredSession, Told},
@@ -73,6 +74,8 @@ pub struct Outcome {
     pub rules: Rules,
     /// What is wrong; empty when the promise was kept.
     pub violations: Vec<Violation>,
+    /// Cores whose bus has lied.
+    pub deceived: usize,
     logs: String,
 }
 
@@ -160,12 +163,12 @@ pub async fn run(mut topology: Box<dyn Topology>, plan: Plan) -> Result<Outcome>
         unsettled.push("rows of replies that are over stay".to_owned());
     }
     record.unsettled = unsettled;
-    let logs = topology.logs();
+    let (logs, deceived) = (topology.logs(), topology.logged(LIED));
     let vault = topology.close().await.with_context(|| format!("seed {}", plan.seed))?;
     let sessions = vault.sessions(users(plan.amount.users), told).await;
     let sessions = sessions.with_context(|| format!("seed {}: what is stored cannot be read", plan.seed))?;
     let violations = proof::prove(&record, &sessions, &rules);
-    Ok(Outcome { seed: plan.seed, record, sessions, rules, violations, logs })
+    Ok(Outcome { seed: plan.seed, record, sessions, rules, violations, deceived, logs })
 }
 
 /// Takes note of processes that have ended by themselves.

@@ -9,6 +9,7 @@
 //! Nothing here sleeps and hopes: a wait names its condition and its limit, and a server that has to be slow waits at a
 //! [`gate`] that the test opens. Everything that is started ends when its value is dropped.
 
+pub mod churn;
 pub mod client;
 pub mod collector;
 pub mod contract;

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use super::{
     ports::free_port,
     process::Process,
+    proxy::Proxy,
     tools::tool,
     wait::{LIMIT, wait_for},
 };
@@ -65,6 +66,8 @@ impl Database {
 #[derive(Debug)]
 pub struct ReplicaSet {
     nodes: Vec<Node>,
+    /// The way to each server, for everybody but the test itself; empty when there is nothing in between.
+    networks: Vec<Proxy>,
     folder: TempDir,
 }
 
@@ -91,8 +94,21 @@ impl ReplicaSet {
     /// # Errors
     /// When `mongod` was not fetched or does not get ready.
     pub async fn start(count: usize) -> Result<Self> {
+        Self::start_as(count, false).await
+    }
+
+    /// The same with a network before each server that clients and the other servers go through.
+    ///
+    /// # Errors
+    /// When `mongod` was not fetched or does not get ready.
+    pub async fn start_behind_networks(count: usize) -> Result<Self> {
+        Self::start_as(count, true).await
+    }
+
+    async fn start_as(count: usize, behind_networks: bool) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let mut nodes = Vec::with_capacity(count);
+        let mut networks = Vec::new();
         for number in 0..count {
             let address = free_port()?;
             let process = launch(folder.path(), number, address)?;
@@ -100,6 +116,9 @@ impl ReplicaSet {
             options.server_selection_timeout = Some(PROBE);
             options.connect_timeout = Some(PROBE);
             nodes.push(Node { address, process, admin: Client::with_options(options)? });
+            if behind_networks {
+                networks.push(Proxy::start(address).await?);
+            }
         }
         for node in &mut nodes {
             let admin = node.admin.clone();
@@ -109,17 +128,26 @@ impl ReplicaSet {
             };
             node.process.wait_ready(LIMIT, up).await?;
         }
-        let members: Vec<Document> = nodes
-            .iter()
-            .zip(0_i32..)
-            .map(|(node, number)| doc! { "_id": number, "host": node.address.to_string() })
-            .collect();
+        let set = Self { nodes, networks, folder };
+        let members: Vec<Document> =
+            set.hosts().zip(0_i32..).map(|(host, number)| doc! { "_id": number, "host": host.to_string() }).collect();
         let settings = doc! { "electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 200 };
         let config = doc! { "_id": "rs0", "members": members, "settings": settings };
-        nodes[0].admin.database("admin").run_command(doc! { "replSetInitiate": config }).await?;
-        let set = Self { nodes, folder };
+        set.nodes[0].admin.database("admin").run_command(doc! { "replSetInitiate": config }).await?;
         set.settled().await?;
         Ok(set)
+    }
+
+    /// Where others find the servers.
+    fn hosts(&self) -> impl Iterator<Item = SocketAddr> {
+        let direct = self.nodes.iter().map(|node| node.address);
+        direct.enumerate().map(|(number, address)| self.networks.get(number).map_or(address, Proxy::address))
+    }
+
+    /// The network before a server.
+    #[must_use]
+    pub fn network(&self, number: usize) -> Option<&Proxy> {
+        self.networks.get(number)
     }
 
     /// Waits until one is the primary and all others follow.
@@ -144,7 +172,7 @@ impl ReplicaSet {
     /// The URI of all servers.
     #[must_use]
     pub fn uri(&self, database: &str) -> String {
-        let hosts: Vec<String> = self.nodes.iter().map(|node| node.address.to_string()).collect();
+        let hosts: Vec<String> = self.hosts().map(|host| host.to_string()).collect();
         format!("mongodb://{}/{database}?replicaSet=rs0", hosts.join(","))
     }
 

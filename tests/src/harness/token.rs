@@ -17,7 +17,7 @@ const RSA_2048_PKCS8_PREFIX: usize = 26;
 const ED25519_PKCS8_V1: [u8; 16] = *b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20";
 
 /// Signs tokens with one key.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Minter {
     algorithm: Algorithm,
     kid: Option<String>,

@@ -12,7 +12,7 @@ use chatbox_proto::{token::Secret, v1::FinishReason};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde_json::{Value, json};
 use sha2::Sha256;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::JoinSet};
 
 use super::routing::{add, ask, model, patient};
 use crate::harness::{
@@ -80,7 +80,8 @@ fn header<'a>(mail: &'a str, name: &str) -> &'a str {
 /// What a webhook's receiver got.
 type Received = Arc<Mutex<Vec<(HeaderMap, String)>>>;
 
-async fn receiver() -> (String, Received) {
+/// A webhook's receiver, which ends with its task.
+async fn receiver() -> (String, Received, JoinSet<()>) {
     let received = Received::default();
     let keep = Arc::clone(&received);
     let keep = move |headers: HeaderMap, body: String| async move {
@@ -88,14 +89,17 @@ async fn receiver() -> (String, Received) {
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/hook", listener.local_addr().unwrap());
-    tokio::spawn(async move { axum::serve(listener, Router::new().route("/hook", post(keep))).await });
-    (url, received)
+    let mut server = JoinSet::new();
+    server.spawn(async move {
+        axum::serve(listener, Router::new().route("/hook", post(keep))).await.unwrap();
+    });
+    (url, received, server)
 }
 
 #[tokio::test]
 async fn a_provider_that_fails_is_told_once_on_every_channel_through_the_first_server_that_takes_it() {
     let (provider, mail) = (Provider::start().await.unwrap(), MailServer::start().await.unwrap());
-    let (url, received) = receiver().await;
+    let (url, received, _server) = receiver().await;
     let mut setup = Setup::new().unwrap();
     add(&mut setup, fragile(&provider), model("fragile"));
     let nobody = free_port().unwrap().port();

@@ -87,6 +87,8 @@ async fn heavy_many_long_replies_reach_clients_with_the_limits_that_clients_have
     for settings in setup.core.providers.values_mut() {
         (settings.chunk_timeout, settings.total_timeout) = (Duration::from_secs(120), Duration::from_secs(240));
     }
+    // Pages of many megabytes, on a machine that does much else.
+    setup.edge.core.call_timeout = Duration::from_secs(120);
     let stack = Stack::start(setup).await.unwrap();
     let session_id = long_session(&stack).await;
     agree(&mut stack.core("alice").unwrap(), &stack.http("alice").unwrap(), &session_id).await;

@@ -1,6 +1,8 @@
-//! Stores that die at a point of the test's choosing, and stores that lie. They stand between the sessions and the real store
-//! in `faulty-core`, which is core with this decorator and nothing else changed; the product itself has no such hook.
+//! Stores that die at a point of the test's choosing, and stores and buses that lie. They stand between the sessions and the
+//! real store and bus in `faulty-core`, which is core with these decorators and nothing else changed; the product itself has no
+//! such hook.
 
+mod bus;
 mod lie;
 mod store;
 
@@ -8,6 +10,7 @@ use std::{fmt, str::FromStr};
 
 use anyhow::{Context as _, bail};
 
+pub use bus::{BusLie, FaultyBus, LIED};
 pub use lie::Lie;
 pub use store::{FaultyStore, Orders};
 
@@ -16,6 +19,9 @@ pub const ABORT: &str = "FAULTY_ABORT";
 
 /// The variable that names a lie.
 pub const LIE: &str = "FAULTY_LIE";
+
+/// The variable that names a lie of the bus.
+pub const BUS_LIE: &str = "FAULTY_BUS_LIE";
 
 /// The variable that makes a store forget folded states.
 pub const FORGETFUL: &str = "FAULTY_FORGETFUL";
@@ -131,6 +137,10 @@ mod tests {
         }
         for lie in Lie::ALL {
             assert_eq!(lie.name().parse::<Lie>().unwrap(), lie);
+        }
+        for lie in BusLie::HARMLESS.into_iter().chain(BusLie::FORGED) {
+            assert_eq!(lie.name().parse::<BusLie>().unwrap(), lie);
+            assert_eq!(lie.found_as().is_empty(), BusLie::HARMLESS.contains(&lie));
         }
         assert!("append".parse::<Failpoint>().is_err() && "truth".parse::<Lie>().is_err());
     }

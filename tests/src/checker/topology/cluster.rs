@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, process::Command, time::Duration};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use async_trait::async_trait;
 use chatbox_core::seal::KeyRing;
 use mongodb::bson::Document;
@@ -41,13 +41,13 @@ pub struct Cluster {
     folder: TempDir,
     key: String,
     fleet: Fleet,
+    /// Behind networks.
     set: ReplicaSet,
-    /// The way from the cores to the only server; with several, drivers go to each by its own name.
-    to_store: Option<Proxy>,
     bus: Process,
     bus_at: SocketAddr,
+    to_bus: Proxy,
+    menu: Menu,
     cores: usize,
-    nodes: usize,
 }
 
 impl Cluster {
@@ -56,30 +56,43 @@ impl Cluster {
     /// # Errors
     /// When something was not built or fetched, or does not get ready.
     pub async fn start(cores: usize, nodes: usize) -> Result<Self> {
+        Self::start_as("chatbox-core", Vec::new(), cores, nodes).await
+    }
+
+    /// The same with this program as core and these variables for it.
+    ///
+    /// # Errors
+    /// When something was not built or fetched, or does not get ready.
+    pub async fn start_as(binary: &str, vars: Vec<(String, String)>, cores: usize, nodes: usize) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let set = ReplicaSet::start(nodes).await?;
+        let set = ReplicaSet::start_behind_networks(nodes).await?;
         let bus_at = free_port()?;
         let bus = launch_bus(&folder, bus_at)?;
-        let to_store = if nodes == 1 { Some(Proxy::start(set.address(0)).await?) } else { None };
-        let uri = match &to_store {
-            Some(proxy) => format!("mongodb://{}/{DATABASE}?directConnection=true", proxy.address()),
-            None => set.uri(DATABASE),
-        };
+        let to_bus = Proxy::start(bus_at).await?;
         let settings = format!(
-            "store.url = \"{uri}\"\nstore.call_timeout = \"3s\"\nbus.url = \"nats://{bus_at}\"\n\
-             session.reply_lapse = \"2s\""
+            "store.url = \"{}\"\nstore.call_timeout = \"3s\"\nbus.url = \"nats://{}\"\n\
+             session.reply_lapse = \"2s\"",
+            set.uri(DATABASE),
+            to_bus.address()
         );
         let key = KeyRing::generate_key();
         let up = || async { TcpStream::connect(bus_at).await.ok() };
         wait_for("the bus listens", LIMIT, up).await?;
-        let all = Cores { count: cores, binary: "chatbox-core", vars: Vec::new(), settings: &settings, key: &key };
+        let all = Cores { count: cores, binary, vars, settings: &settings, key: &key };
         let fleet = Fleet::start(folder.path(), all).await?;
-        Ok(Self { folder, key, fleet, set, to_store, bus, bus_at, cores, nodes })
+        Ok(Self { folder, key, fleet, set, bus, bus_at, to_bus, menu: Menu::Cluster { cores }, cores })
+    }
+
+    /// To be broken in these ways instead.
+    #[must_use]
+    pub fn broken_by(mut self, menu: Menu) -> Self {
+        self.menu = menu;
+        self
     }
 
     /// The server that takes writes, by its number.
     async fn primary(&self) -> Result<usize> {
-        if self.nodes == 1 { Ok(0) } else { self.set.primary(None).await }
+        self.set.primary(None).await
     }
 }
 
@@ -96,7 +109,7 @@ impl Topology for Cluster {
     }
 
     fn menu(&self) -> Menu {
-        Menu::Cluster { cores: self.cores, network: self.to_store.is_some() }
+        self.menu
     }
 
     fn rules(&self) -> Rules {
@@ -110,9 +123,12 @@ impl Topology for Cluster {
             Fault::Freeze(victim, lasts) => self.fleet.freeze(victim, lasts).await,
             Fault::Network(Link::Core(core), trouble, lasts) => self.fleet.trouble(core, trouble, lasts).await,
             Fault::Network(Link::Store, kind, lasts) => {
-                if let Some(network) = &self.to_store {
-                    trouble(network, kind, lasts).await;
-                }
+                let primary = self.primary().await?;
+                trouble(self.set.network(primary).context("a network")?, kind, lasts).await;
+                Ok(())
+            }
+            Fault::Network(Link::Bus, kind, lasts) => {
+                trouble(&self.to_bus, kind, lasts).await;
                 Ok(())
             }
             Fault::KillStore(down) => {
@@ -161,6 +177,10 @@ impl Topology for Cluster {
 
     fn logs(&self) -> String {
         self.fleet.logs()
+    }
+
+    fn logged(&self, text: &str) -> usize {
+        self.fleet.logged(text)
     }
 }
 

@@ -196,6 +196,10 @@ impl Fleet {
         Ok(())
     }
 
+    pub(super) fn logged(&self, text: &str) -> usize {
+        self.cores.iter().filter(|core| core.process.log().contains(text)).count()
+    }
+
     pub(super) fn logs(&self) -> String {
         self.cores.iter().chain([&self.edge]).map(Running::tail).collect::<Vec<_>>().join("\n")
     }

@@ -141,4 +141,7 @@ pub trait Topology: Send {
 
     /// The ends of the logs, for a report.
     fn logs(&self) -> String;
+
+    /// How many cores have logged this.
+    fn logged(&self, text: &str) -> usize;
 }

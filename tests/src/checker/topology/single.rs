@@ -59,7 +59,7 @@ impl Topology for Single {
             Fault::Freeze(victim, lasts) => self.fleet.freeze(victim, lasts).await,
             Fault::Network(Link::Core(core), trouble, lasts) => self.fleet.trouble(core, trouble, lasts).await,
             Fault::Fell(_)
-            | Fault::Network(Link::Store, ..)
+            | Fault::Network(Link::Store | Link::Bus, ..)
             | Fault::KillStore(..)
             | Fault::FreezeStore(..)
             | Fault::KillBus(_) => {
@@ -84,5 +84,9 @@ impl Topology for Single {
 
     fn logs(&self) -> String {
         self.fleet.logs()
+    }
+
+    fn logged(&self, text: &str) -> usize {
+        self.fleet.logged(text)
     }
 }

@@ -8,9 +8,9 @@ use tokio::net::TcpListener;
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
 use crate::{
-    config::{Config, StoreTarget, TlsConfig},
+    config::{Config, Naming, StoreTarget, TlsConfig},
     grpc::{FrameLimits, GrpcLimits, PageSizes},
-    session::{QueueLimits, SessionLimits},
+    session::{NamedBy, NamingLimits, QueueLimits, SessionLimits},
     store::{
         Stores,
         mongo::{MongoOptions, MongoStore},
@@ -94,6 +94,16 @@ pub(super) fn session_limits(config: &Config) -> SessionLimits {
         checkpoint: session.checkpoint,
         store_call: config.store.call_timeout,
         reply_lapse: session.reply_lapse,
+        idle_end: (!session.idle_end.is_zero()).then_some(session.idle_end),
+        naming: NamingLimits {
+            by: match session.naming {
+                Naming::Model => NamedBy::Model,
+                Naming::Rule => NamedBy::Rule,
+                Naming::Off => NamedBy::Nobody,
+            },
+            timeout: session.naming_timeout,
+            at_once: session.naming_at_once,
+        },
         away_jitter: config.drain.jitter,
     }
 }

@@ -20,6 +20,18 @@ pub enum Rejection {
     /// The reply is not the one that runs.
     #[error("the reply does not run")]
     NotRunning,
+    /// A reply runs, or is about to.
+    #[error("a reply runs")]
+    ReplyRuns,
+    /// The reply is not the last message.
+    #[error("the reply is not the last message")]
+    NotLastReply,
+    /// A person holds the session.
+    #[error("a person holds the session")]
+    Held,
+    /// Whoever asks may not choose the model of the session.
+    #[error("the model of the session is not for the caller")]
+    ModelNotAllowed,
 }
 
 /// A reply that may be started along with a decision.

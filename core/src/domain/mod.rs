@@ -3,5 +3,6 @@
 
 pub mod decide;
 pub mod entry;
+pub mod life;
 pub mod session;
 pub mod time;

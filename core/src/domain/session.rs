@@ -5,7 +5,9 @@ use chatbox_proto::ids::MessageId;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    entry::{EndReason, Entry, EntryKind, Message, ReplyFinished, ReplyStarted, Sender, SenderRole, Seq, Usage},
+    entry::{
+        EndReason, Entry, EntryKind, FinishReason, Message, ReplyFinished, ReplyStarted, Sender, SenderRole, Seq, Usage,
+    },
     time::Timestamp,
 };
 
@@ -44,7 +46,7 @@ pub struct SessionState {
     /// The reply that runs.
     #[serde(default)]
     pub running: Option<RunningReply>,
-    /// The last reply that started.
+    /// The last reply that started, as long as nobody has written a message that no reply follows.
     #[serde(default)]
     pub last_reply: Option<MessageId>,
     /// Set once it takes no more messages.
@@ -56,6 +58,9 @@ pub struct SessionState {
     /// Messages a person can read, replies included.
     #[serde(default)]
     pub message_count: u32,
+    /// Replies that the model finished, with text.
+    #[serde(default)]
+    pub exchanges: u32,
     /// Tokens over all finished replies.
     #[serde(default)]
     pub usage: Usage,
@@ -83,8 +88,11 @@ pub struct RunningReply {
     pub started_seq: Seq,
     /// The model that answers.
     pub model: String,
-    /// The messages it answers.
+    /// The messages it answers; none when it replaces another.
     pub answers: Vec<MessageId>,
+    /// The reply it replaces.
+    #[serde(default)]
+    pub supersedes: Option<MessageId>,
 }
 
 /// How a session ended.
@@ -113,6 +121,7 @@ impl SessionState {
             ended: None,
             erased: false,
             message_count: 0,
+            exchanges: 0,
             usage: Usage::default(),
             last_activity: created_at,
         }
@@ -171,6 +180,14 @@ impl SessionState {
                 self.ended.get_or_insert(End { at: entry.fact.at, reason: *reason });
                 self.help_requested_at = None;
             }
+            EntryKind::Reopened { .. } => {
+                self.ended = None;
+                // Whoever held it when it ended is not there any more.
+                if self.responder != Responder::Assistant {
+                    self.responder = Responder::Assistant;
+                    self.epoch = entry.seq;
+                }
+            }
             EntryKind::Erased { .. } => self.erased = true,
         }
         Ok(())
@@ -180,6 +197,8 @@ impl SessionState {
         self.message_count += 1;
         if message.sender.role == SenderRole::User && self.responder == Responder::Assistant {
             self.unanswered.push(message.id);
+        } else if message.sender.role != SenderRole::System {
+            self.last_reply = None;
         }
     }
 
@@ -192,11 +211,14 @@ impl SessionState {
             started_seq: seq,
             model: reply.model.clone(),
             answers: reply.answers.clone(),
+            supersedes: reply.supersedes,
         });
     }
 
     fn reply_finished(&mut self, reply: &ReplyFinished) {
         self.usage += reply.usage;
+        let completed = matches!(reply.finish, FinishReason::Stop | FinishReason::Length) && !reply.text.is_empty();
+        self.exchanges = self.exchanges.saturating_add(completed.into());
         self.running.take_if(|running| running.id == reply.id);
     }
 }

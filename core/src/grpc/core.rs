@@ -27,7 +27,7 @@ use crate::{
     llm::registry::Models,
     metrics::Metrics,
     seal::TokenSealer,
-    session::{Queue, QueueLimits, QueueStream, Sessions},
+    session::{MAX_NAME, Queue, QueueLimits, QueueStream, Sessions},
 };
 
 /// Limits of one `Chat` stream; see the configuration for units and ranges.
@@ -146,18 +146,19 @@ impl ChatCore for CoreService {
         let caller = self.caller(request.metadata()).await?;
         let request = request.into_inner();
         let size = self.pages.size(request.page_size)?;
-        if !request.name_contains.is_empty() {
-            return Err(Failure::invalid("name_contains", "searching by name is not available yet").into());
-        }
+        convert::bounded("name_contains", &request.name_contains, MAX_NAME)?;
         let ended = match v1::SessionStatus::try_from(request.status) {
             Ok(v1::SessionStatus::Unspecified) => None,
             Ok(v1::SessionStatus::Active) => Some(false),
             Ok(v1::SessionStatus::Ended) => Some(true),
             Err(_) => return Err(Failure::invalid("status", "must be a known status").into()),
         };
-        let scope = page::scope("sessions", &caller.user_id, &[&request.status.to_string()]);
+        let scope = page::scope("sessions", &caller.user_id, &[&request.status.to_string(), &request.name_contains]);
         let after = page::open::<24>(&self.sealer, &scope, &request.page_token)?.map(session_position);
-        let page = self.sessions.list(&caller.user_id, ended, after, size).await?;
+        let page = match request.name_contains.as_str() {
+            "" => self.sessions.list(&caller.user_id, ended, after, size).await?,
+            name => self.sessions.search(&caller.user_id, name, ended, after, size).await?,
+        };
         let next = page.next.map(|(time, id)| {
             let position = [time.millis().to_be_bytes().as_slice(), id.as_bytes()].concat();
             self.sealer.seal(&scope, &position)
@@ -204,11 +205,18 @@ impl ChatCore for CoreService {
     }
 
     async fn update_session(&self, request: Request<v1::UpdateSessionRequest>) -> Answer<v1::UpdateSessionResponse> {
-        self.not_yet(request.metadata()).await
+        let caller = self.caller(request.metadata()).await?;
+        let v1::UpdateSessionRequest { session_id, name } = request.into_inner();
+        let id = convert::session_id("session_id", &session_id)?;
+        let session = self.sessions.rename(&caller.user_id, id, convert::name("name", name)?).await?;
+        Ok(Response::new(v1::UpdateSessionResponse { session: Some(session) }))
     }
 
     async fn reopen_session(&self, request: Request<v1::ReopenSessionRequest>) -> Answer<v1::ReopenSessionResponse> {
-        self.not_yet(request.metadata()).await
+        let caller = self.caller(request.metadata()).await?;
+        let id = convert::session_id("session_id", &request.into_inner().session_id)?;
+        let session = self.sessions.reopen(&caller, id).await?;
+        Ok(Response::new(v1::ReopenSessionResponse { session: Some(session) }))
     }
 
     async fn delete_session(&self, request: Request<v1::DeleteSessionRequest>) -> Answer<v1::DeleteSessionResponse> {

@@ -9,15 +9,17 @@ use std::{
 
 use chatbox_proto::{ids::SessionId, status::Failure};
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, watch},
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     error::{SessionError, shutting_down},
+    idle,
     link::{Link, is_cut_off},
     log::SessionLog,
+    naming::NamingLimits,
     room::{Opening, Room, RoomHandle},
     sweep::Sweep,
 };
@@ -26,7 +28,7 @@ use crate::{
     llm::registry::Models,
     metrics::Metrics,
     seal::{InstallationSecret, KeyRing},
-    store::{BootId, Header, SessionStore, StoreErrorKind},
+    store::{BootId, Header, SessionStore, SlotRule, StoreErrorKind},
 };
 
 /// How often the heads of live sessions are compared with the store, in one read.
@@ -44,7 +46,7 @@ const BATCH: usize = 500;
 /// Limits and times of live sessions; see the configuration for units and ranges.
 #[derive(Debug, Clone)]
 pub struct SessionLimits {
-    /// Active sessions per user, at least 1.
+    /// Active sessions per user; 0: as many as they like.
     pub max_active: u32,
     /// Entries that `open` replays at most.
     pub replay: u64,
@@ -60,8 +62,19 @@ pub struct SessionLimits {
     pub store_call: Duration,
     /// A reply whose lease was not renewed for so long is dead; its core stops it by then.
     pub reply_lapse: Duration,
+    /// A session in which nothing has happened for so long ends. `None`: never.
+    pub idle_end: Option<Duration>,
+    /// How sessions get their names.
+    pub naming: NamingLimits,
     /// Clients of a core that leaves come back spread over this time.
     pub away_jitter: Duration,
+}
+
+impl SessionLimits {
+    /// Which slot a session may take that is made by its own call, or brought back.
+    pub(super) fn slot_rule(&self) -> SlotRule {
+        if self.max_active == 0 { SlotRule::Unlimited } else { SlotRule::AnyOf(self.max_active) }
+    }
 }
 
 /// How far the drain has come.
@@ -89,6 +102,8 @@ pub(super) struct Shared {
     /// Rooms and replies; both are waited for at shutdown.
     pub(super) tasks: TaskTracker,
     pub(super) phase: watch::Receiver<Phase>,
+    /// Permits for names that are being made.
+    pub(super) naming: Arc<Semaphore>,
     rooms: Mutex<HashMap<SessionId, RoomHandle>>,
     compare_now: Notify,
 }
@@ -168,6 +183,7 @@ impl Directory {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         let (phase, watched) = watch::channel(Phase::Serving);
+        let naming = Arc::new(Semaphore::new(parts.limits.naming.at_once));
         let shared = Shared {
             store: parts.store,
             bus: parts.bus,
@@ -179,6 +195,7 @@ impl Directory {
             boot_id: rand::random(),
             tasks: TaskTracker::new(),
             phase: watched,
+            naming,
             rooms: Mutex::default(),
             compare_now: Notify::new(),
         };
@@ -272,7 +289,7 @@ impl Directory {
         };
         tokio::select! {
             () = token.cancelled() => {}
-            _ = async { tokio::join!(recover, self.compare_heads()) } => {}
+            _ = async { tokio::join!(recover, self.compare_heads(), idle::run(&self)) } => {}
         }
     }
 

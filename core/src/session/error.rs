@@ -92,8 +92,32 @@ impl From<Rejection> for Failure {
             Rejection::NotRunning => {
                 Failure::new(ErrorCode::FailedPrecondition, "REPLY_NOT_RUNNING", "this reply does not run")
             }
+            Rejection::ReplyRuns => Failure::new(
+                ErrorCode::FailedPrecondition,
+                "REPLY_RUNNING",
+                "a reply runs; stop it or wait for its end",
+            ),
+            Rejection::NotLastReply => Failure::new(
+                ErrorCode::FailedPrecondition,
+                "NOT_LAST_REPLY",
+                "only the last reply can be generated again",
+            ),
+            Rejection::Held => {
+                Failure::new(ErrorCode::FailedPrecondition, "SESSION_HELD", "a person holds the session")
+            }
+            Rejection::ModelNotAllowed => Failure::new(
+                ErrorCode::PermissionDenied,
+                "MODEL_NOT_ALLOWED",
+                "the model of this session is not for you any more; choose another by select_model",
+            ),
         }
     }
+}
+
+/// The answer when a user has as many active sessions as may be.
+pub(super) fn session_limit() -> Failure {
+    let text = "as many sessions are active as may be; end one first";
+    Failure::new(ErrorCode::FailedPrecondition, "SESSION_LIMIT", text)
 }
 
 /// The answer while this core is leaving.

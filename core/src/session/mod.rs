@@ -10,8 +10,10 @@ mod directory;
 mod error;
 pub mod event;
 mod history;
+mod idle;
 mod link;
 mod log;
+mod naming;
 pub mod register;
 mod reply;
 mod room;
@@ -27,6 +29,7 @@ pub use self::{
     cores::{Company, Membership, Refused},
     directory::{Directory, Parts, Phase, SessionLimits},
     error::SessionError,
+    naming::{MAX_NAME, NamedBy, NamingLimits},
     room::{Attach, Frame, RoomHandle, SubscriberId},
     sessions::{MessagePage, OpenSession, SessionPage, Sessions},
     subscriber::{Closed, Queue, QueueLimits, QueueStream},

@@ -6,10 +6,11 @@ use tokio::sync::oneshot;
 
 use super::{
     directory::Directory,
+    error::session_limit,
     event,
     history::{Bounds, HistoryReader, Page},
     log,
-    room::{Attach, Command, RoomHandle, SubscriberId},
+    room::{Attach, Change, Command, RoomHandle, SubscriberId},
 };
 use crate::{
     domain::{
@@ -27,6 +28,10 @@ const TRIES: usize = 4;
 /// Bytes of the messages of one page, encoded: gRPC clients take 4 MiB unless told otherwise. A reply alone is at most 3 MiB
 /// by the configuration, so that every page, event and entry stays below those 4.
 const PAGE_BYTES: usize = 3 * 1024 * 1024;
+
+/// Sessions that one search looks through, and how many at once.
+const SEARCHED: usize = 2_000;
+const SEARCH_PAGE: u32 = 200;
 
 /// Sessions, for the users and services they belong to.
 #[derive(Debug, Clone)]
@@ -99,14 +104,10 @@ impl Sessions {
             id: secret.hash("create session", &[owner.as_bytes(), request_id.as_bytes()]),
             content: secret.hash("create session content", &[model.as_bytes()]),
         });
-        let slot = SlotRule::AnyOf(self.directory.shared.limits.max_active);
+        let slot = self.directory.shared.limits.slot_rule();
         match self.store_new(owner, model_id, slot, request).await? {
             Created::New(header) | Created::Repeated(header) => self.wire(&header).await,
-            Created::SlotTaken(_) => Err(Failure::new(
-                ErrorCode::FailedPrecondition,
-                "SESSION_LIMIT",
-                "as many sessions are active as may be; end one first",
-            )),
+            Created::SlotTaken(_) => Err(session_limit()),
             Created::RequestReused => Err(Failure::new(
                 ErrorCode::AlreadyExists,
                 "REQUEST_ID_REUSED",
@@ -180,35 +181,78 @@ impl Sessions {
         after: Option<(Timestamp, SessionId)>,
         limit: u32,
     ) -> Result<SessionPage, Failure> {
-        let shared = &self.directory.shared;
         // One more than wanted tells whether there is a next page.
-        let query = SessionQuery { owner: caller.to_owned(), ended, after, limit: limit + 1 };
-        let call = tokio::time::timeout(shared.limits.store_call, shared.store.list_sessions(query)).await;
-        let mut headers = call
-            .map_err(|_| super::SessionError::StoreTimeout)
-            .and_then(|result| result.map_err(Into::into))
-            .map_err(|error| self.directory.shared.report(&error, "sessions could not be listed"))?;
+        let mut headers = self.headers(caller, ended, after, limit + 1).await?;
         let more = headers.len() > limit as usize;
         headers.truncate(limit as usize);
-        let next = headers.last().filter(|_| more).map(|header| (header.derived.last_activity, header.id));
-        let mut sessions = Vec::with_capacity(headers.len());
-        for header in &headers {
-            // The folded state may be a moment old; a list is.
-            let read = || {
-                let log = self.directory.log(header)?;
-                log.open_state(&header.derived)
-            };
-            sessions.push(match read() {
-                Ok(state) => event::wire_session(&header.id.to_string(), &header.owner, header.created_at, &state),
-                // The others must not be lost for it, and whoever owns it has to see that it is there and what became
-                // of it: reading it fails with `DATA_LOSS`.
-                Err(error) => {
-                    self.directory.shared.report(&error, "a session of a list could not be read");
-                    event::unreadable_session(header)
+        let next = headers.last().filter(|_| more).map(place);
+        Ok(SessionPage { sessions: headers.iter().map(|header| self.listed(header)).collect(), next })
+    }
+
+    /// As [`list`](Self::list), those whose name contains this text, compared without case. Names are sealed, so that each
+    /// has to be opened: a call looks through [`SEARCHED`] sessions, and the page after it goes on behind them.
+    ///
+    /// # Errors
+    /// Failures of the store.
+    pub async fn search(
+        &self,
+        caller: &str,
+        name_contains: &str,
+        ended: Option<bool>,
+        after: Option<(Timestamp, SessionId)>,
+        limit: u32,
+    ) -> Result<SessionPage, Failure> {
+        let wanted = name_contains.to_lowercase();
+        let (mut sessions, mut after, mut looked) = (Vec::new(), after, 0);
+        loop {
+            let headers = self.headers(caller, ended, after, SEARCH_PAGE).await?;
+            for header in &headers {
+                if sessions.len() == limit as usize || looked == SEARCHED {
+                    return Ok(SessionPage { sessions, next: after });
                 }
-            });
+                let session = self.listed(header);
+                if session.name.to_lowercase().contains(&wanted) {
+                    sessions.push(session);
+                }
+                after = Some(place(header));
+                looked += 1;
+            }
+            if headers.len() < SEARCH_PAGE as usize {
+                return Ok(SessionPage { sessions, next: None });
+            }
         }
-        Ok(SessionPage { sessions, next })
+    }
+
+    async fn headers(
+        &self,
+        caller: &str,
+        ended: Option<bool>,
+        after: Option<(Timestamp, SessionId)>,
+        limit: u32,
+    ) -> Result<Vec<Header>, Failure> {
+        let shared = &self.directory.shared;
+        let query = SessionQuery { owner: caller.to_owned(), ended, after, limit };
+        let call = tokio::time::timeout(shared.limits.store_call, shared.store.list_sessions(query)).await;
+        call.map_err(|_| super::SessionError::StoreTimeout)
+            .and_then(|result| result.map_err(Into::into))
+            .map_err(|error| self.directory.shared.report(&error, "sessions could not be listed"))
+    }
+
+    /// A session of a list. Its folded state may be a moment old; a list is.
+    fn listed(&self, header: &Header) -> v1::Session {
+        let read = || {
+            let log = self.directory.log(header)?;
+            log.open_state(&header.derived)
+        };
+        match read() {
+            Ok(state) => event::wire_session(&header.id.to_string(), &header.owner, header.created_at, &state),
+            // The others must not be lost for it, and whoever owns it has to see that it is there and what became of it:
+            // reading it fails with `DATA_LOSS`.
+            Err(error) => {
+                self.directory.shared.report(&error, "a session of a list could not be read");
+                event::unreadable_session(header)
+            }
+        }
     }
 
     /// Messages of a session, newest page first: up to `limit` below `before`, down to and without `after`. A page may be
@@ -276,6 +320,36 @@ impl Sessions {
         Err(super::error::shutting_down())
     }
 
+    /// Gives a session another name.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`; failures of the store.
+    pub async fn rename(&self, caller: &str, id: SessionId, name: String) -> Result<v1::Session, Failure> {
+        self.change(caller, id, Change::Rename { name, automatic: false }).await
+    }
+
+    /// Makes an ended session active again; an active one is returned unchanged.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, `FAILED_PRECONDITION` `SESSION_LIMIT`; failures of the store.
+    pub async fn reopen(&self, caller: &Sender, id: SessionId) -> Result<v1::Session, Failure> {
+        self.change(&caller.user_id, id, Change::Reopen(caller.clone())).await
+    }
+
+    /// Has the session's room make a change.
+    pub(super) async fn change(&self, caller: &str, id: SessionId, change: Change) -> Result<v1::Session, Failure> {
+        for _ in 0..TRIES {
+            let room = self.owned_room(caller, id).await?;
+            let (done, answer) = oneshot::channel();
+            if room.command(Command::Change { change: change.clone(), done }).await.is_ok()
+                && let Ok(result) = answer.await
+            {
+                return result;
+            }
+        }
+        Err(super::error::shutting_down())
+    }
+
     /// Attaches a stream to a session of the caller: the one that is named, else the active one, else a new one.
     ///
     /// # Errors
@@ -324,6 +398,11 @@ impl Sessions {
             Created::RequestReused => Err(Failure::internal()),
         }
     }
+}
+
+/// Where a session stands in its owner's list.
+fn place(header: &Header) -> (Timestamp, SessionId) {
+    (header.derived.last_activity, header.id)
 }
 
 fn page_bounds(messages: usize) -> Bounds {

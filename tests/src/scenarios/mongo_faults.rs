@@ -60,6 +60,7 @@ fn append(session_id: SessionId, head: u64) -> Append {
         sealed: rand::random::<[u8; 16]>().to_vec(),
         messages: Vec::new(),
         ends_session: false,
+        takes_slot: None,
         derived: derived(head + 1),
         reply_started: None,
         reply_finished: None,

@@ -14,6 +14,7 @@ use chatbox_proto::{
     error_code::ErrorCode,
     ids::MessageId,
     status::Failure,
+    token::Roles,
     v1::{self, chat_response as response},
 };
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -53,6 +54,8 @@ pub struct Attach {
     pub queue: Queue,
     /// Who it is.
     pub sender: Sender,
+    /// The roles of its token: which models may answer it.
+    pub roles: Roles,
     /// The last entry it has.
     pub after_seq: Option<Seq>,
     /// How much of a running reply it has.
@@ -69,6 +72,7 @@ struct Subscriber {
     id: SubscriberId,
     queue: Queue,
     sender: Sender,
+    roles: Roles,
     typing_until: Option<Instant>,
     /// It sends nothing more; the last entry that it may have caused, once nothing of it waits any more.
     half_closed: Option<HalfClosed>,
@@ -130,6 +134,11 @@ impl Subscribers {
 
     pub(super) fn sender(&self, id: SubscriberId) -> Option<&Sender> {
         self.attached.iter().find(|s| s.id == id).map(|s| &s.sender)
+    }
+
+    /// The roles of a stream's token.
+    pub(super) fn roles(&self, id: SubscriberId) -> Option<Roles> {
+        self.attached.iter().find(|s| s.id == id).map(|s| s.roles)
     }
 
     pub(super) fn push(&self, id: SubscriberId, event: Bytes) {
@@ -283,7 +292,7 @@ impl Room {
     }
 
     fn join(&mut self, attach: Attach) {
-        let Attach { queue, sender, after_seq, reply, request_id, created, done } = attach;
+        let Attach { queue, sender, roles, after_seq, reply, request_id, created, done } = attach;
         let head = self.state.head;
         let verdict = match after_seq {
             None => response::ResumeVerdict::Fresh,
@@ -322,7 +331,7 @@ impl Room {
         queue.push(event::encode(response::Event::CaughtUp(response::CaughtUp { seq: head })));
         self.subscribers.last_id += 1;
         let id = SubscriberId(self.subscribers.last_id);
-        self.subscribers.attached.push(Subscriber { id, queue, sender, typing_until: None, half_closed: None });
+        self.subscribers.attached.push(Subscriber { id, queue, sender, roles, typing_until: None, half_closed: None });
         self.broadcast_presence(None);
         self.publish_presence(false);
         if done.send(Ok(id)).is_err() {

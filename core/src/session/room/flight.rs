@@ -57,6 +57,8 @@ pub(super) enum Outcome {
         tail: Vec<Entry>,
         found: Option<MessageKey>,
     },
+    /// Not written: no slot is free.
+    NoSlot,
     Unknown(Box<Append>, SessionError),
     Failed(SessionError),
     /// A reply that runs by the log and has no task, with the text that is left of it.
@@ -85,6 +87,7 @@ fn document(append: Append) -> LogDocument {
 pub(super) async fn append(log: SessionLog, append: Append) -> Outcome {
     match log.call(log.store.append(append.clone())).await {
         Ok(Appended::Done(_)) => Outcome::Done(document(append)),
+        Ok(Appended::NoSlot) => Outcome::NoSlot,
         Ok(Appended::Conflict) => conflict(log, append.expected_head, append.messages.into_iter().next()).await,
         Err(error) if error.outcome_unknown() => Outcome::Unknown(Box::new(append), error),
         Err(error) => Outcome::Failed(error),

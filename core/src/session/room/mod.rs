@@ -4,6 +4,7 @@
 
 mod attach;
 mod flight;
+mod life;
 mod live;
 mod marks;
 mod peers;
@@ -19,8 +20,10 @@ use tokio::{
 };
 
 pub use self::attach::{Attach, SubscriberId};
+pub(super) use self::life::Change;
 use self::{
     attach::Subscribers,
+    life::Naming,
     live::{LiveReply, Renewal},
     marks::{Marks, store_marks},
     peers::Peers,
@@ -61,6 +64,10 @@ pub enum Frame {
     Stop(MessageId),
     /// End the session.
     EndSession,
+    /// Choose the model that answers; whether there is one of that id, for the caller, was checked.
+    SelectModel(String),
+    /// Have the last reply generated once more.
+    Regenerate(MessageId),
     /// Somebody is writing, or stopped.
     Typing(bool),
     /// Somebody has read up to here.
@@ -76,6 +83,13 @@ pub(super) enum Command {
     },
     HalfClose(SubscriberId),
     Detach(SubscriberId),
+    /// A change of the session as a whole.
+    Change {
+        change: Change,
+        done: oneshot::Sender<Result<v1::Session, Failure>>,
+    },
+    /// Nothing was written after this entry for as long as a session may stand still.
+    Idle(Seq),
     End {
         by: Sender,
         done: oneshot::Sender<Result<v1::Session, Failure>>,
@@ -179,6 +193,7 @@ pub(super) struct Room {
     marked_at: Option<Instant>,
     writes: Writes,
     reply: Option<LiveReply>,
+    naming: Option<Naming>,
     renewal: Option<Renewal>,
     /// The head as the store told it last.
     store_head: Seq,
@@ -218,6 +233,7 @@ impl Room {
             marked_at: None,
             writes: Writes::default(),
             reply: None,
+            naming: None,
             renewal: None,
             phase,
             gone: false,
@@ -266,6 +282,7 @@ impl Room {
                     // The directory holds a sender until the room retires.
                     None => break,
                 },
+                name = life::next_name(&mut self.naming) => self.named(name),
                 unmarked = poll(&mut self.marks) => self.marked(unmarked),
                 changed = self.phase.changed(), if !self.gone => self.phase_changed(changed.is_err()),
                 () = &mut alarm => self.tick(),
@@ -284,6 +301,7 @@ impl Room {
         let quiet = self.subscribers.is_empty()
             && self.writes.is_idle()
             && self.reply.is_none()
+            && (self.naming.is_none() || self.is_leaving())
             && !self.remote.as_ref().is_some_and(RemoteReply::needs_care)
             && (!self.state.needs_reply() || self.is_leaving());
         let lingered = self.is_leaving() || self.empty_since.is_some_and(|since| since.elapsed() >= LINGER);
@@ -335,18 +353,33 @@ impl Room {
                 }
             }
             Command::Dead(row) => self.judge(row),
+            Command::Change { change, done } => self.change(change, done),
+            Command::Idle(head) => self.end_idle(head),
         }
     }
 
     fn frame(&mut self, subscriber: SubscriberId, request_id: String, frame: Frame) {
         let Some(sender) = self.subscribers.sender(subscriber).cloned() else { return };
+        let roles = self.subscribers.roles(subscriber);
         let origin = Origin::Frame { subscriber, request_id };
         match frame {
-            Frame::Send(_) | Frame::EndSession if self.is_leaving() => self.answer(origin, Err(shutting_down())),
-            Frame::Send(_) | Frame::EndSession if self.writes.is_full() => {
+            Frame::Send(_) | Frame::EndSession | Frame::SelectModel(_) | Frame::Regenerate(_) if self.is_leaving() => {
+                self.answer(origin, Err(shutting_down()));
+            }
+            Frame::Send(_) | Frame::EndSession | Frame::SelectModel(_) | Frame::Regenerate(_)
+                if self.writes.is_full() =>
+            {
                 self.answer(origin, Err(too_many_writes()));
             }
-            Frame::Send(message) => self.writes.push(Write::new(Op::Send(Box::new(message)), origin)),
+            Frame::Send(message) => {
+                self.writes.push(Write::new(Op::Send(Box::new(message)), origin).with_roles(roles));
+            }
+            Frame::Regenerate(id) => {
+                self.writes.push(Write::new(Op::Change(Change::Regenerate(id)), origin).with_roles(roles));
+            }
+            Frame::SelectModel(model) => {
+                self.writes.push(Write::new(Op::Change(Change::SelectModel(model)), origin));
+            }
             Frame::EndSession => {
                 self.writes.push(Write::new(Op::End { by: sender, reason: EndReason::User }, origin));
             }

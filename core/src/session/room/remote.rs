@@ -378,8 +378,13 @@ mod tests {
     use super::*;
 
     fn reply(text: &str) -> RemoteReply {
-        let running =
-            RunningReply { id: MessageId::generate(), started_seq: 2, model: "m".into(), answers: Vec::new() };
+        let running = RunningReply {
+            id: MessageId::generate(),
+            started_seq: 2,
+            model: "m".into(),
+            answers: Vec::new(),
+            supersedes: None,
+        };
         RemoteReply { text: text.into(), ..RemoteReply::new(running, true) }
     }
 

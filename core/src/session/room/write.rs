@@ -6,13 +6,14 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use chatbox_proto::{error_code::ErrorCode, ids::MessageId, status::Failure, v1};
+use chatbox_proto::{error_code::ErrorCode, ids::MessageId, status::Failure, token::Roles, v1};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     Room,
     attach::SubscriberId,
     flight::{Death, InFlight, Landed, Outcome, adopt, append, conflict, resolve},
+    life::Change,
     live::LiveReply,
     remote::{RemoteReply, look},
 };
@@ -23,7 +24,10 @@ use crate::{
         session::{RunningReply, SessionState},
         time::Timestamp,
     },
-    session::{error::SessionError, event},
+    session::{
+        error::{SessionError, session_limit},
+        event,
+    },
     store::{Append, MessageKey, ReplyRow},
 };
 
@@ -45,6 +49,8 @@ pub(super) enum Op {
     Cut(MessageId),
     /// A reply to what waits.
     Answer,
+    /// A change of the session as a whole.
+    Change(Change),
 }
 
 /// Who is told.
@@ -66,13 +72,19 @@ pub(super) struct Done {
 pub(super) struct Write {
     op: Op,
     origin: Origin,
+    /// Of whoever asks, where a model answers them.
+    roles: Option<Roles>,
     rounds: u32,
     since: Instant,
 }
 
 impl Write {
     pub(super) fn new(op: Op, origin: Origin) -> Self {
-        Self { op, origin, rounds: 0, since: Instant::now() }
+        Self { op, origin, roles: None, rounds: 0, since: Instant::now() }
+    }
+
+    pub(super) fn with_roles(self, roles: Option<Roles>) -> Self {
+        Self { roles, ..self }
     }
 
     pub(super) fn subscriber(&self) -> Option<SubscriberId> {
@@ -140,7 +152,7 @@ impl Room {
     pub(super) fn start_writes(&mut self) {
         while self.writes.in_flight.is_none() {
             let Some(write) = self.next_write() else { return };
-            match self.decide(&write.op) {
+            match self.decide(&write) {
                 Ok(kinds) if kinds.is_empty() => self.answer(write.origin, Ok(Done::default())),
                 Ok(kinds) => self.start_append(write, kinds),
                 Err(rejection) => self.rejected(write, rejection),
@@ -196,15 +208,22 @@ impl Room {
         self.remote.as_ref()?.judged().map(Death::StoodStill)
     }
 
-    fn decide(&self, op: &Op) -> Result<Vec<EntryKind>, Rejection> {
+    fn decide(&self, write: &Write) -> Result<Vec<EntryKind>, Rejection> {
         let state = &self.state;
         let next = || NextReply {
             id: MessageId::generate(),
             model: self.shared.models.get_or_default(&state.model).0.info.id.clone(),
         };
         let reply = (!self.is_leaving()).then(next);
-        match op {
-            Op::Send(message) => decide::send(state, (**message).clone(), reply, self.shared.limits.max_unanswered),
+        match &write.op {
+            Op::Send(message) => {
+                self.check_model(write.roles)?;
+                decide::send(state, (**message).clone(), reply, self.shared.limits.max_unanswered)
+            }
+            Op::Change(change) => {
+                self.check_model(write.roles)?;
+                change.decide(state, next)
+            }
             Op::Answer => Ok(decide::answer(state, next())),
             Op::FinishReply(id) => {
                 let Some(live) = &self.reply else { return Err(Rejection::NotRunning) };
@@ -287,6 +306,7 @@ impl Room {
                 renewals: 0,
                 checkpoint: Vec::new(),
             });
+        let returns = self.state.ended.is_some() && after.ended.is_none();
         let before = self.state.running.as_ref();
         let reply_finished = before.filter(|running| after.running.as_ref() != Some(running)).map(|running| running.id);
         let append = Append {
@@ -297,6 +317,7 @@ impl Room {
             sealed: self.log.seal(head + 1, &facts)?,
             messages,
             ends_session: after.ended.is_some() && self.state.ended.is_none(),
+            takes_slot: returns.then(|| self.shared.limits.slot_rule()),
             derived: self.log.derive(&after)?,
             reply_started,
             reply_finished,
@@ -326,6 +347,7 @@ impl Room {
                 self.writes.retry_at = None;
                 self.count_finished(&entries);
                 self.apply_all(&entries);
+                self.consider_naming(&entries);
                 self.link.publish_document(&document);
                 let started = |running: &RunningReply| running.started_seq >= document.first_seq;
                 if self.reply.is_none() && self.state.running.as_ref().is_some_and(started) {
@@ -347,6 +369,11 @@ impl Room {
                 }
                 self.follow(false);
                 self.retry_opens();
+            }
+            Outcome::NoSlot => {
+                if let Some(write) = write {
+                    self.answer(write.origin, Err(session_limit()));
+                }
             }
             Outcome::Unknown(append, error) => {
                 self.shared.metrics.appended("unknown");
@@ -408,7 +435,7 @@ impl Room {
             return self.writes.pending.push_front(write);
         }
         // The decision stands or the rivals do.
-        let failure = match self.decide(&write.op) {
+        let failure = match self.decide(&write) {
             Err(rejection) => rejection.into(),
             Ok(_) => Failure::new(ErrorCode::Aborted, "TOO_MANY_CONFLICTS", "concurrent changes won; try again"),
         };
@@ -425,7 +452,7 @@ impl Room {
                     self.answer(origin, Err(Failure::from(error)));
                 }
             }
-            Op::Send(_) | Op::End { .. } => self.answer(write.origin, Err(Failure::from(error))),
+            Op::Send(_) | Op::End { .. } | Op::Change(_) => self.answer(write.origin, Err(Failure::from(error))),
         }
     }
 
@@ -474,8 +501,10 @@ impl Room {
 
 /// What a caller is told about its own entries.
 fn done(entries: &[Entry]) -> Done {
-    let message = entries.iter().find_map(|entry| {
-        if let EntryKind::Message(message) = &entry.fact.kind { Some((message.id, entry.seq)) } else { None }
+    let message = entries.iter().find_map(|entry| match &entry.fact.kind {
+        EntryKind::Message(message) => Some((message.id, entry.seq)),
+        EntryKind::ReplyStarted(reply) if reply.supersedes.is_some() => Some((reply.id, entry.seq)),
+        _ => None,
     });
     match message {
         Some((id, seq)) => Done { message_id: Some(id), seq, duplicate: false },

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use chatbox_proto::{
     ids::{MessageId, SessionId},
     status::Failure,
+    token::Roles,
     v1::{self, ChatResponse, chat_response::Event},
 };
 use futures_util::StreamExt as _;
@@ -22,7 +23,10 @@ use crate::{
     },
     metrics::Metrics,
     seal::{KeyRing, self_test},
-    session::{Attach, Directory, Frame, OpenSession, Parts, Queue, QueueLimits, QueueStream, SessionLimits, Sessions},
+    session::{
+        Attach, Directory, Frame, NamedBy, NamingLimits, OpenSession, Parts, Queue, QueueLimits, QueueStream,
+        SessionLimits, Sessions,
+    },
     store::{
         SessionStore,
         sqlite::{SqliteOptions, SqliteStore},
@@ -185,6 +189,7 @@ impl Core {
             self.sessions.attach(&sender, session, model, |created, done| Attach {
                 queue: queue.clone(),
                 sender: sender.clone(),
+                roles: Roles::default(),
                 after_seq,
                 reply,
                 request_id: String::new(),
@@ -219,6 +224,8 @@ pub(crate) fn limits() -> SessionLimits {
         checkpoint: Duration::from_millis(10),
         store_call: Duration::from_secs(5),
         reply_lapse: Duration::from_secs(10),
+        idle_end: None,
+        naming: NamingLimits { by: NamedBy::Nobody, timeout: Duration::from_secs(15), at_once: 2 },
         away_jitter: Duration::from_millis(100),
     }
 }

@@ -51,6 +51,7 @@ async fn left_behind(core: &Core, owner: Option<BootId>) -> SessionId {
         sealed: log.seal(1, &facts.iter().collect::<Vec<_>>()).unwrap(),
         messages: Vec::new(),
         ends_session: false,
+        takes_slot: None,
         derived: log.derive(&state).unwrap(),
         reply_started: owner.map(|boot_id| ReplyRow {
             session_id: id,

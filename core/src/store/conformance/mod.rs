@@ -170,6 +170,7 @@ fn entries(session_id: SessionId, expected_head: Seq, count: u32) -> Append {
         sealed: format!("{count} after {expected_head}").into_bytes(),
         messages: Vec::new(),
         ends_session: false,
+        takes_slot: None,
         derived: derived(head, 1000 + i64::try_from(head).unwrap_or(0)),
         reply_started: None,
         reply_finished: None,

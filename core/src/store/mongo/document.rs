@@ -72,6 +72,8 @@ pub(super) fn derived(id: SessionId, derived: &Derived) -> Document {
 /// Replaces the folded state. A mark made ahead of an append beyond it stays: see [`announced`].
 pub(super) fn replacement(id: SessionId, new: &Derived) -> Vec<Document> {
     let mut fields = derived(id, new);
+    // The server's clock, whoever writes.
+    fields.insert("touched", "$$NOW");
     let beyond = doc! { "$gt": ["$intent.at", number(new.applied_seq)] };
     for field in ["marked", "intent"] {
         fields.insert(field, doc! { "$cond": [beyond.clone(), format!("${field}"), "$$REMOVE"] });

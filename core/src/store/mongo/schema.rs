@@ -18,7 +18,7 @@ pub(super) const BARRIERS: &str = "barriers";
 const SCHEMA: &str = "schema";
 
 /// The version that this program knows: the number of steps.
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
 
 /// Brings the database to the current version.
 pub(super) async fn migrate(connection: &Connection) -> Result<(), Fault> {
@@ -34,6 +34,9 @@ pub(super) async fn migrate(connection: &Connection) -> Result<(), Fault> {
     }
     if stored < 1 {
         first_step(connection).await?;
+    }
+    if stored < 2 {
+        second_step(connection).await?;
     }
     if stored < VERSION {
         let raise =
@@ -80,14 +83,28 @@ async fn first_step(connection: &Connection) -> Result<(), Fault> {
     ];
     let replies = vec![index("session", doc! { "session": 1, "started": -1 }, doc! {})];
     for (collection, indexes) in [(SESSIONS, sessions), (LOG, log), (REPLIES, replies)] {
-        let create = doc! {
-            "createIndexes": collection,
-            "indexes": indexes,
-            "writeConcern": { "w": "majority" },
-            "maxTimeMS": i64::try_from(connection.limit.as_millis()).unwrap_or(i64::MAX),
-        };
-        connection.database.run_command(create).await?;
+        create_indexes(connection, collection, indexes).await?;
     }
+    Ok(())
+}
+
+/// Sessions that have not ended can be walked, and know since when they stand still.
+async fn second_step(connection: &Connection) -> Result<(), Fault> {
+    let active = index("active", doc! { "ended": 1, "_id": 1 }, doc! { "partialFilterExpression": { "ended": false } });
+    create_indexes(connection, SESSIONS, vec![active]).await?;
+    let (untouched, now) = (doc! { "touched": { "$exists": false } }, vec![doc! { "$set": { "touched": "$$NOW" } }]);
+    connection.sessions.update_many(untouched, now).await?;
+    Ok(())
+}
+
+async fn create_indexes(connection: &Connection, collection: &str, indexes: Vec<Document>) -> Result<(), Fault> {
+    let create = doc! {
+        "createIndexes": collection,
+        "indexes": indexes,
+        "writeConcern": { "w": "majority" },
+        "maxTimeMS": i64::try_from(connection.limit.as_millis()).unwrap_or(i64::MAX),
+    };
+    connection.database.run_command(create).await?;
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use crate::store::{StoreError, StoreErrorKind};
 const APPLICATION_ID: i32 = 0x4368_4278;
 
 /// One step per version; the file's `user_version` counts those that were applied. Steps are never edited, only added.
-const STEPS: [&str; 1] = [
+const STEPS: [&str; 2] = [
     // Tables with large values keep their row id, and with it 4 KiB of a row in its page; the others are their own index.
     // In `log` the append's id stands before the entries, so that looking for it never reads them.
     "CREATE TABLE sessions (
@@ -79,6 +79,11 @@ const STEPS: [&str; 1] = [
         times INTEGER NOT NULL
     ) STRICT;
     INSERT INTO settled VALUES (1, 0);",
+    // When the folded state was written, by this machine's clock. The index changes when a session is made or ends, not with
+    // every append.
+    "ALTER TABLE sessions ADD COLUMN touched INTEGER NOT NULL DEFAULT 0;
+    UPDATE sessions SET touched = CAST(unixepoch('subsec') * 1000 AS INTEGER);
+    CREATE INDEX sessions_active ON sessions (id) WHERE ended = 0;",
 ];
 
 /// When a commit reaches the disk.

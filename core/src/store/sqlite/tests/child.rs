@@ -102,6 +102,7 @@ pub(super) fn append(id: SessionId, session: usize, head: u64) -> Append {
         sealed: content(session, head + 1),
         messages: Vec::new(),
         ends_session: false,
+        takes_slot: None,
         derived: state(head + 1),
         reply_started: None,
         reply_finished: None,

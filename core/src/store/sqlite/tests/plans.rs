@@ -33,6 +33,8 @@ async fn every_query_is_answered_from_an_index() {
         sessions::REPLACE_OLDER,
         sessions::REPLACE_EXPECTED,
         sessions::FREE_SLOT,
+        sessions::TAKE_SLOT,
+        sessions::ACTIVE_BY_ID,
         log::EXISTS,
         log::HEAD,
         log::FIND_APPEND,

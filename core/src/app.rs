@@ -24,9 +24,9 @@ use crate::{
     operators,
     seal::{self, KeyRing},
     session::{
-        Directory, Parts, Sessions, register::Register, rotation::Rotation, verify::Verifier as PayloadVerifier,
+        Directory, Parts, Sessions, Shares, register::Register, rotation::Rotation, verify::Verifier as PayloadVerifier,
     },
-    store::SessionStore,
+    store::{SessionStore, Stores},
 };
 
 pub use crate::session::verify::{Finding, Verified};
@@ -95,7 +95,8 @@ impl App {
             tracing::warn!(%error, "token.jwks_url: the key set could not be read, trying again later");
         }
         let stores = open_store(&config).await?;
-        let store = wrap(stores.sessions);
+        let Stores { sessions, shares } = stores;
+        let store = wrap(sessions);
         let secret = match seal::self_test(&ring, &*store).await {
             Ok(secret) => secret,
             Err(error) => {
@@ -130,8 +131,10 @@ impl App {
         });
         let call = config.store.call_timeout;
         let register = Register::new(store.clone(), directory.boot_id(), &ring, CORE_LAPSE, call);
+        let sessions = Sessions::new(directory.clone());
         let services = Services {
-            sessions: Sessions::new(directory.clone()),
+            shares: Shares::new(sessions.clone(), shares),
+            sessions,
             rotation: Rotation::new(store.clone(), ring.clone(), register.clone(), call),
             models,
             verifier: verifier.clone(),

@@ -18,6 +18,7 @@ use super::{
     convert,
     limits::StreamsByUser,
     page::{self, PageSizes},
+    shares,
 };
 use crate::{
     domain::{
@@ -27,7 +28,7 @@ use crate::{
     llm::registry::Models,
     metrics::Metrics,
     seal::TokenSealer,
-    session::{MAX_NAME, Queue, QueueLimits, QueueStream, Sessions},
+    session::{MAX_NAME, Queue, QueueLimits, QueueStream, Sessions, Shares},
 };
 
 /// Limits of one `Chat` stream; see the configuration for units and ranges.
@@ -49,6 +50,7 @@ pub struct FrameLimits {
 #[derive(Debug, Clone)]
 pub(super) struct CoreService {
     pub(super) sessions: Sessions,
+    pub(super) shares: Shares,
     pub(super) models: Models,
     pub(super) authenticator: Authenticator,
     pub(super) sealer: Arc<TokenSealer>,
@@ -224,22 +226,30 @@ impl ChatCore for CoreService {
     }
 
     async fn create_share(&self, request: Request<v1::CreateShareRequest>) -> Answer<v1::CreateShareResponse> {
-        self.not_yet(request.metadata()).await
+        let caller = self.caller(request.metadata()).await?;
+        Ok(Response::new(shares::create(self, &caller, request.into_inner()).await?))
     }
 
     async fn list_shares(&self, request: Request<v1::ListSharesRequest>) -> Answer<v1::ListSharesResponse> {
-        self.not_yet(request.metadata()).await
+        let caller = self.caller(request.metadata()).await?;
+        Ok(Response::new(shares::list(self, &caller, request.into_inner()).await?))
     }
 
     async fn revoke_share(&self, request: Request<v1::RevokeShareRequest>) -> Answer<v1::RevokeShareResponse> {
-        self.not_yet(request.metadata()).await
+        let caller = self.caller(request.metadata()).await?;
+        Ok(Response::new(shares::revoke(self, &caller, request.into_inner()).await?))
     }
 
     async fn get_shared_session(
         &self,
         request: Request<v1::GetSharedSessionRequest>,
     ) -> Answer<v1::GetSharedSessionResponse> {
-        self.not_yet(request.metadata()).await
+        // Whoever has nothing but the link has its secret for a token.
+        let bears_secret = auth::bears(request.metadata(), &request.get_ref().secret);
+        if !bears_secret {
+            self.authenticator.caller(request.metadata()).await?;
+        }
+        Ok(Response::new(shares::shown(self, request.into_inner()).await?))
     }
 
     async fn upload_file(&self, request: Request<Streaming<v1::UploadFileRequest>>) -> Answer<v1::UploadFileResponse> {

@@ -11,6 +11,7 @@ mod details;
 mod limits;
 mod page;
 mod server;
+mod shares;
 mod trace;
 
 use chatbox_proto::{status::Failure, v1::ChatRequest};

@@ -25,7 +25,7 @@ use crate::{
     llm::registry::Models,
     metrics::Metrics,
     seal::KeyRing,
-    session::{QueueLimits, Sessions, rotation::Rotation},
+    session::{QueueLimits, Sessions, Shares, rotation::Rotation},
 };
 
 /// Many small unread DATA frames end a whole channel with `ENHANCE_YOUR_CALM`; the budget grows with this window, so it is
@@ -91,6 +91,8 @@ impl GrpcLimits {
 pub struct Services {
     /// Sessions.
     pub sessions: Sessions,
+    /// Share links.
+    pub shares: Shares,
     /// Rotations of the key ring.
     pub rotation: Rotation,
     /// Models.
@@ -147,10 +149,11 @@ impl GrpcServer {
     /// What the transport says, or the reflection service of the descriptors.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> Result<(), ServeError> {
         let Self { services, health, tls } = self;
-        let Services { sessions, rotation, models, verifier, ring, limits, metrics, tasks, leaving } = services;
+        let Services { sessions, shares, rotation, models, verifier, ring, limits, metrics, tasks, leaving } = services;
         let authenticator = Authenticator::new(verifier);
         let core = CoreService {
             sessions,
+            shares,
             models,
             authenticator: authenticator.clone(),
             sealer: Arc::new(ring.page_token_sealer()),

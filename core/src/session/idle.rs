@@ -35,7 +35,8 @@ pub(super) async fn run(directory: &Directory) {
     }
 }
 
-async fn walk(directory: &Directory, limit: Duration) -> Result<(), SessionError> {
+/// Looks at every active session once.
+pub(super) async fn walk(directory: &Directory, limit: Duration) -> Result<(), SessionError> {
     let shared = &directory.shared;
     let mut after = None;
     loop {

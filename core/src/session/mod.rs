@@ -19,6 +19,7 @@ mod reply;
 mod room;
 pub mod rotation;
 mod sessions;
+mod shares;
 mod subscriber;
 mod sweep;
 #[cfg(test)]
@@ -32,5 +33,6 @@ pub use self::{
     naming::{MAX_NAME, NamedBy, NamingLimits},
     room::{Attach, Frame, RoomHandle, SubscriberId},
     sessions::{MessagePage, OpenSession, SessionPage, Sessions},
+    shares::{NewShare, SharePage, SharedPage, Shares},
     subscriber::{Closed, Queue, QueueLimits, QueueStream},
 };

@@ -1,6 +1,8 @@
 //! What the layer above can do with sessions. Every operation on a session id goes through [`Sessions::owned`]: one gate,
 //! one answer for unknown and foreign ids.
 
+use std::time::Duration;
+
 use chatbox_proto::{error_code::ErrorCode, ids::SessionId, status::Failure, v1};
 use tokio::sync::oneshot;
 
@@ -18,6 +20,7 @@ use crate::{
         session::SessionState,
         time::Timestamp,
     },
+    seal::InstallationSecret,
     store::{Created, Header, NewSession, RequestKey, SessionQuery, SlotRule},
 };
 
@@ -27,7 +30,7 @@ const TRIES: usize = 4;
 
 /// Bytes of the messages of one page, encoded: gRPC clients take 4 MiB unless told otherwise. A reply alone is at most 3 MiB
 /// by the configuration, so that every page, event and entry stays below those 4.
-const PAGE_BYTES: usize = 3 * 1024 * 1024;
+pub(super) const PAGE_BYTES: usize = 3 * 1024 * 1024;
 
 /// Sessions that one search looks through, and how many at once.
 const SEARCHED: usize = 2_000;
@@ -82,6 +85,26 @@ impl Sessions {
     pub async fn owned(&self, caller: &str, id: SessionId) -> Result<Header, Failure> {
         let header = self.directory.header(id).await?;
         header.filter(|header| header.owner == caller).ok_or_else(Failure::session_not_found)
+    }
+
+    pub(super) async fn header(&self, id: SessionId) -> Result<Option<Header>, Failure> {
+        self.directory.header(id).await
+    }
+
+    pub(super) fn log(&self, header: &Header) -> Result<log::SessionLog, super::SessionError> {
+        self.directory.log(header)
+    }
+
+    pub(super) fn secret(&self) -> &InstallationSecret {
+        &self.directory.shared.secret
+    }
+
+    pub(super) fn store_call(&self) -> Duration {
+        self.directory.shared.limits.store_call
+    }
+
+    pub(super) fn report(&self, error: &super::SessionError, what: &'static str) -> Failure {
+        self.directory.shared.report(error, what)
     }
 
     /// The same gate for rooms.

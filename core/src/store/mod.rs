@@ -7,6 +7,7 @@
 mod conformance;
 pub mod error;
 pub mod mongo;
+pub mod shares;
 pub mod sqlite;
 
 use std::{sync::Arc, time::Duration};
@@ -14,7 +15,10 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use chatbox_proto::ids::{MessageId, SessionId};
 
-pub use self::error::{StoreError, StoreErrorKind};
+pub use self::{
+    error::{StoreError, StoreErrorKind},
+    shares::{Share, ShareCreated, ShareRevoked, ShareStore},
+};
 use crate::domain::{entry::Seq, time::Timestamp};
 
 /// Names one attempt to append, so that an attempt whose outcome is unknown can be looked up.
@@ -236,12 +240,14 @@ pub struct SessionQuery {
 pub struct Stores {
     /// Sessions and their logs.
     pub sessions: Arc<dyn SessionStore>,
+    /// Share links.
+    pub shares: Arc<dyn ShareStore>,
 }
 
-impl<S: SessionStore> From<S> for Stores {
+impl<S: SessionStore + ShareStore> From<S> for Stores {
     fn from(store: S) -> Self {
         let store = Arc::new(store);
-        Self { sessions: store }
+        Self { sessions: store.clone(), shares: store }
     }
 }
 

@@ -11,3 +11,4 @@ pub(crate) mod observe;
 pub(crate) mod pages;
 pub(crate) mod server;
 pub(crate) mod sessions;
+pub(crate) mod shares;

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use chatbox_proto::{
     ids::{MessageId, SessionId},
     status::Failure,
-    token::Roles,
+    token::{Role, Roles},
     v1::{self, ChatResponse, chat_response::Event},
 };
 use futures_util::StreamExt as _;
@@ -113,6 +113,22 @@ impl Core {
     }
 
     pub(crate) async fn with(store: Arc<dyn SessionStore>, bus: Arc<dyn Bus>, place: Place) -> Self {
+        Self::with_limits(store, bus, place, limits()).await
+    }
+
+    /// Alone on a store of its own.
+    pub(crate) async fn start_limited(limits: SessionLimits) -> Self {
+        let place = Place::new();
+        let store = SqliteStore::open_in(place.folder.path(), &SqliteOptions::default()).unwrap();
+        Self::with_limits(Arc::new(store), alone(), place, limits).await
+    }
+
+    pub(crate) async fn with_limits(
+        store: Arc<dyn SessionStore>,
+        bus: Arc<dyn Bus>,
+        place: Place,
+        limits: SessionLimits,
+    ) -> Self {
         let ring = Arc::new(KeyRing::from_config("k1", [("k1", place.key.as_str())]).unwrap());
         let secret = self_test(&ring, &*store).await.unwrap();
         let (sender, turns) = mpsc::channel(64);
@@ -129,14 +145,17 @@ impl Core {
             },
             provider: Arc::new(Led { turns: sender.clone(), panics }),
         };
-        let models = Models::new(vec![model("led", false), model("panics", true)], "led").unwrap();
+        let mut vip = model("vip", false);
+        vip.info.roles = vec![Role::Admin];
+        let models = vec![model("led", false), model("panics", true), model("other", false), vip];
+        let models = Models::new(models, "led").unwrap();
         let directory = Directory::new(Parts {
             store: store.clone(),
             bus,
             models: models.clone(),
             ring,
             secret,
-            limits: limits(),
+            limits,
             metrics: Metrics::default(),
         });
         let sessions = Sessions::new(directory.clone());
@@ -173,6 +192,11 @@ impl Core {
         self.attach(user, session, after_seq, reply, "").await
     }
 
+    /// Opens the active session with a token of these roles.
+    pub(crate) async fn open_as(&self, user: &str, roles: &[Role]) -> Client {
+        self.join(user, None, None, None, "", roles.iter().copied().collect()).await.unwrap()
+    }
+
     pub(crate) async fn attach(
         &self,
         user: &str,
@@ -180,6 +204,18 @@ impl Core {
         after_seq: Option<u64>,
         reply: Option<(MessageId, u32)>,
         model: &str,
+    ) -> Result<Client, Failure> {
+        self.join(user, session, after_seq, reply, model, Roles::default()).await
+    }
+
+    async fn join(
+        &self,
+        user: &str,
+        session: Option<SessionId>,
+        after_seq: Option<u64>,
+        reply: Option<(MessageId, u32)>,
+        model: &str,
+        roles: Roles,
     ) -> Result<Client, Failure> {
         let queue = Queue::new(QueueLimits { events: 256, bytes: 1024 * 1024 });
         let events = QueueStream::new(queue.clone());
@@ -189,7 +225,7 @@ impl Core {
             self.sessions.attach(&sender, session, model, |created, done| Attach {
                 queue: queue.clone(),
                 sender: sender.clone(),
-                roles: Roles::default(),
+                roles,
                 after_seq,
                 reply,
                 request_id: String::new(),

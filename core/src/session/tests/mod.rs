@@ -2,6 +2,7 @@
 
 mod faults;
 pub(crate) mod fixture;
+mod life;
 mod outages;
 mod replies;
 mod resume;

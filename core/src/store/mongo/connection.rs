@@ -29,6 +29,7 @@ pub(super) struct Connection {
     pub(super) log: Documents,
     pub(super) replies: Documents,
     pub(super) values: Documents,
+    pub(super) shares: Documents,
     /// Time for one command.
     pub(super) limit: Duration,
 }
@@ -59,6 +60,7 @@ impl Connection {
             log: database.collection(schema::LOG),
             replies: database.collection(schema::REPLIES),
             values: database.collection(schema::VALUES),
+            shares: database.collection(schema::SHARES),
             limit: options.call_timeout,
             client,
             database,

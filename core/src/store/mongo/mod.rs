@@ -35,6 +35,7 @@ mod reading;
 mod replies;
 mod schema;
 mod sessions;
+mod shares;
 mod slots;
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,7 @@ use super::{connection::Connection, fault::Fault};
 pub(super) const SESSIONS: &str = "sessions";
 pub(super) const LOG: &str = "log";
 pub(super) const REPLIES: &str = "replies";
+pub(super) const SHARES: &str = "shares";
 /// Small values of the installation.
 pub(super) const VALUES: &str = "installation";
 /// Written to by those who read.
@@ -18,7 +19,7 @@ pub(super) const BARRIERS: &str = "barriers";
 const SCHEMA: &str = "schema";
 
 /// The version that this program knows: the number of steps.
-const VERSION: i32 = 2;
+const VERSION: i32 = 3;
 
 /// Brings the database to the current version.
 pub(super) async fn migrate(connection: &Connection) -> Result<(), Fault> {
@@ -37,6 +38,9 @@ pub(super) async fn migrate(connection: &Connection) -> Result<(), Fault> {
     }
     if stored < 2 {
         second_step(connection).await?;
+    }
+    if stored < 3 {
+        third_step(connection).await?;
     }
     if stored < VERSION {
         let raise =
@@ -95,6 +99,19 @@ async fn second_step(connection: &Connection) -> Result<(), Fault> {
     let (untouched, now) = (doc! { "touched": { "$exists": false } }, vec![doc! { "$set": { "touched": "$$NOW" } }]);
     connection.sessions.update_many(untouched, now).await?;
     Ok(())
+}
+
+/// Share links.
+async fn third_step(connection: &Connection) -> Result<(), Fault> {
+    let shares = vec![
+        index("session", doc! { "session": 1, "_id": -1 }, doc! {}),
+        index(
+            "request",
+            doc! { "session": 1, "request": 1 },
+            doc! { "unique": true, "partialFilterExpression": { "request": { "$exists": true } } },
+        ),
+    ];
+    create_indexes(connection, SHARES, shares).await
 }
 
 async fn create_indexes(connection: &Connection, collection: &str, indexes: Vec<Document>) -> Result<(), Fault> {

@@ -13,6 +13,7 @@ mod reader;
 mod replies;
 mod schema;
 mod sessions;
+mod shares;
 #[cfg(test)]
 mod tests;
 mod writer;

@@ -11,7 +11,7 @@ use crate::store::{StoreError, StoreErrorKind};
 const APPLICATION_ID: i32 = 0x4368_4278;
 
 /// One step per version; the file's `user_version` counts those that were applied. Steps are never edited, only added.
-const STEPS: [&str; 2] = [
+const STEPS: [&str; 3] = [
     // Tables with large values keep their row id, and with it 4 KiB of a row in its page; the others are their own index.
     // In `log` the append's id stands before the entries, so that looking for it never reads them.
     "CREATE TABLE sessions (
@@ -84,6 +84,19 @@ const STEPS: [&str; 2] = [
     "ALTER TABLE sessions ADD COLUMN touched INTEGER NOT NULL DEFAULT 0;
     UPDATE sessions SET touched = CAST(unixepoch('subsec') * 1000 AS INTEGER);
     CREATE INDEX sessions_active ON sessions (id) WHERE ended = 0;",
+    "CREATE TABLE shares (
+        id              BLOB NOT NULL PRIMARY KEY CHECK (length(id) = 16),
+        session_id      BLOB NOT NULL CHECK (length(session_id) = 16),
+        secret_hash     BLOB NOT NULL CHECK (length(secret_hash) = 16),
+        snapshot        INTEGER,
+        created_at      INTEGER NOT NULL,
+        expires_at      INTEGER,
+        revoked         INTEGER NOT NULL CHECK (revoked IN (0, 1)),
+        request_id      BLOB CHECK (length(request_id) = 16),
+        request_content BLOB CHECK (length(request_content) = 16)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX shares_by_session ON shares (session_id, id);
+    CREATE UNIQUE INDEX shares_by_request ON shares (session_id, request_id) WHERE request_id IS NOT NULL;",
 ];
 
 /// When a commit reaches the disk.

@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 use super::SqliteFixture;
-use crate::store::sqlite::{log, marks, replies, sessions};
+use crate::store::sqlite::{log, marks, replies, sessions, shares};
 
 /// The steps of a query's plan that grow with the table instead of with the answer.
 fn offences(db: &Connection, sql: &str) -> Vec<String> {
@@ -49,6 +49,11 @@ async fn every_query_is_answered_from_an_index() {
         marks::MARKS,
         marks::VALUE,
         marks::REPLACE_VALUE,
+        shares::BY_ID,
+        shares::BY_REQUEST,
+        shares::OF_SESSION,
+        shares::REVOKE,
+        shares::REMOVE,
     ] {
         assert_eq!(offences(&db, sql), Vec::<String>::new(), "{sql}");
     }

@@ -36,7 +36,7 @@ pub struct SessionConfig {
     /// A reply that its core has not renewed for so long is dead, and another core finishes it: 2 s to 5 min. Default 10 s.
     #[serde(with = "settings::duration")]
     pub reply_lapse: Duration,
-    /// A session in which nothing has happened for so long ends: 1 s to 365 d, or 0 s for never. Default 24 h.
+    /// A session in which nothing has happened for so long ends: 1 s to 8,760 h, or 0 s for never. Default 24 h.
     #[serde(with = "settings::duration")]
     pub idle_end: Duration,
     /// Who gives a session its name after the first exchange: `model`, its own, with one more short request; `rule`, from the

@@ -210,6 +210,8 @@ impl ChatCore for CoreService {
         let caller = self.caller(request.metadata()).await?;
         let v1::UpdateSessionRequest { session_id, name } = request.into_inner();
         let id = convert::session_id("session_id", &session_id)?;
+        // Ahead of the name, so that foreign sessions and unknown ones are told from nothing.
+        self.sessions.owned(&caller.user_id, id).await?;
         let session = self.sessions.rename(&caller.user_id, id, convert::name("name", name)?).await?;
         Ok(Response::new(v1::UpdateSessionResponse { session: Some(session) }))
     }

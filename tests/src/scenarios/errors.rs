@@ -106,7 +106,21 @@ async fn calls_that_there_are_not_are_unimplemented_and_typed() {
 async fn what_is_declared_and_not_built_says_so_with_one_error_info() {
     let stack = Stack::start(Setup::new().unwrap()).await.unwrap();
     let channel = grpc::channel(stack.addresses().grpc).unwrap();
-    let built = ["Chat", "ListModels", "CreateSession", "GetSession", "ListSessions", "ListMessages", "EndSession"];
+    let built = [
+        "Chat",
+        "ListModels",
+        "CreateSession",
+        "GetSession",
+        "ListSessions",
+        "ListMessages",
+        "UpdateSession",
+        "EndSession",
+        "ReopenSession",
+        "CreateShare",
+        "ListShares",
+        "RevokeShare",
+        "GetSharedSession",
+    ];
     let service = serde_json::json!({"scope": "generate files sessions"});
     for method in contract::methods().unwrap() {
         let built = if method.is_admin() { &["RotateKeys"][..] } else { &built };

@@ -80,7 +80,7 @@ async fn write(store: Arc<MongoStore>, id: SessionId, acked: Arc<AtomicU64>, end
         let (append_id, sealed) = (append.append_id, append.sealed.clone());
         let written = match store.append(append).await {
             Ok(Appended::Done(head)) => Some(head),
-            Ok(Appended::Conflict) => panic!("nobody else writes to {id}, at {head}"),
+            Ok(Appended::Conflict | Appended::NoSlot) => panic!("nobody else writes to {id}, at {head}"),
             Err(error) if error.kind() == StoreErrorKind::Unavailable => None,
             Err(error) if error.kind() == StoreErrorKind::OutcomeUnknown => {
                 let look = || async { store.find_append(id, append_id).await.ok() };

@@ -30,7 +30,7 @@ use crate::{
     metrics::Metrics,
     seal::KeyRing,
     session::{
-        Queue, QueueLimits, QueueStream,
+        Queue, QueueLimits, QueueStream, Shares,
         tests::fixture::{Core, patiently},
     },
 };
@@ -55,6 +55,7 @@ fn service(core: &Core) -> (CoreService, String) {
     let key = KeyRing::generate_key();
     let service = CoreService {
         sessions: core.sessions.clone(),
+        shares: Shares::new(core.sessions.clone(), core.shares()),
         models: core.models.clone(),
         authenticator: Authenticator::new(Arc::new(Verifier::new(&config, None).unwrap())),
         sealer: Arc::new(KeyRing::from_config("k", [("k", key.as_str())]).unwrap().page_token_sealer()),

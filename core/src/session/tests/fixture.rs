@@ -28,7 +28,7 @@ use crate::{
         SessionLimits, Sessions,
     },
     store::{
-        SessionStore,
+        SessionStore, ShareStore,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -160,6 +160,12 @@ impl Core {
         });
         let sessions = Sessions::new(directory.clone());
         Self { sessions, directory, store, models, turns: Mutex::new(turns), place }
+    }
+
+    /// A store of share links of its own: those of sessions know nothing of them.
+    pub(crate) fn shares(&self) -> Arc<dyn ShareStore> {
+        let path = self.place.folder.path().join("shares.db");
+        Arc::new(SqliteStore::open(&path, &SqliteOptions::default()).unwrap())
     }
 
     /// As after `kill -9`: nothing is finished, the store is opened anew.

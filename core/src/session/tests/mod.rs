@@ -7,6 +7,7 @@ mod outages;
 mod replies;
 mod resume;
 pub(super) mod shared;
+mod shares;
 mod two_cores;
 mod two_cores_orphans;
 mod two_cores_random;

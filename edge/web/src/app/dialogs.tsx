@@ -1,5 +1,7 @@
 import { useEffect, useRef } from 'preact/hooks';
 import { sessionId } from './chat';
+import { Rename } from './rename';
+import { Sharing } from './sharing';
 import { active, choose, end, question, replace, titleOf } from './sessions';
 
 export function Dialogs() {
@@ -9,6 +11,13 @@ export function Dialogs() {
     if (asked !== null && !ref.current?.open) ref.current?.showModal();
     if (asked === null) ref.current?.close();
   }, [asked]);
+  if (asked === 'rename' || asked === 'share') {
+    return (
+      <dialog ref={ref} class="dialog" aria-labelledby="question" onClose={cancel}>
+        {asked === 'rename' ? <Rename onCancel={cancel} /> : <Sharing onCancel={cancel} />}
+      </dialog>
+    );
+  }
   return (
     <dialog ref={ref} class="dialog" aria-labelledby="question" onClose={cancel}>
       <h2 id="question">

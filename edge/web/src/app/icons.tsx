@@ -10,6 +10,9 @@ const PATHS = {
   down: 'M12 5v14M6 13l6 6 6-6',
   leave: 'M14 5h5v14h-5M15 12H4M8 8l-4 4 4 4',
   end: 'M4 7h16M4 7v12h16V7M8 4h8v3M9.5 12h5',
+  pencil: 'M5 19l1-4L16 5l3 3L9 18zM14 7l3 3',
+  share: 'M12 15V4M8 8l4-4 4 4M6 12v8h12v-8',
+  search: 'M11 5a6 6 0 1 1 0 12 6 6 0 0 1 0-12M15.500 15.500L20 20',
   retry: 'M19 12a7 7 0 1 1-2.2-5.100M19 4v4h-4',
 } as const;
 

@@ -59,6 +59,7 @@ export function sayNotice(item: NoticeItem): string | null {
   if (entry.released) return 'The assistant answers again';
   if (entry.renamed) return `Renamed to “${entry.renamed.name ?? ''}”`;
   if (entry.shared) return entry.shared.revoked ? 'A share link was revoked' : 'A share link was made';
+  if (entry.reopened) return 'The conversation goes on';
   if (entry.erased) return 'The content was destroyed';
   return null;
 }

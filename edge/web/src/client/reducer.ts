@@ -207,6 +207,12 @@ function afterEntry(session: Session | null, entry: Entry): Session | null {
   if (entry.renamed) next.name = entry.renamed.name ?? '';
   if (entry.ended || entry.erased) next.status = 'SESSION_STATUS_ENDED';
   if (entry.ended && entry.createTime !== undefined) next.endTime = entry.createTime;
+  if (entry.reopened) {
+    next.status = 'SESSION_STATUS_ACTIVE';
+    next.responder = 'RESPONDER_ASSISTANT';
+    delete next.endTime;
+    delete next.heldBy;
+  }
   if (entry.takenOver) {
     next.responder = 'RESPONDER_ADMIN';
     next.heldBy = entry.takenOver.admin ?? {};

@@ -12,7 +12,7 @@ use mongodb::{Client, Database, bson::Document};
 
 use super::{MongoOptions, MongoStore};
 use crate::store::{
-    SessionStore,
+    SessionStore, ShareStore,
     conformance::{Fixture, store_conformance},
 };
 
@@ -57,6 +57,10 @@ impl MongoFixture {
 impl Fixture for MongoFixture {
     fn store(&self) -> Arc<dyn SessionStore> {
         Arc::clone(&self.store) as Arc<dyn SessionStore>
+    }
+
+    fn shares(&self) -> Arc<dyn ShareStore> {
+        Arc::clone(&self.store) as Arc<dyn ShareStore>
     }
 
     async fn reopen(&mut self) {

@@ -128,6 +128,7 @@ pub(super) fn word(verdict: &Result<Appended, StoreError>) -> String {
     match verdict {
         Ok(Appended::Done(_)) => "Done".to_owned(),
         Ok(Appended::Conflict) => "Conflict".to_owned(),
+        Ok(Appended::NoSlot) => "NoSlot".to_owned(),
         Err(error) => format!("{:?}", error.kind()),
     }
 }

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 
 use super::{SqliteOptions, SqliteStore};
 use crate::store::{
-    SessionStore,
+    SessionStore, ShareStore,
     conformance::{Fixture, store_conformance},
 };
 
@@ -43,6 +43,10 @@ impl SqliteFixture {
 impl Fixture for SqliteFixture {
     fn store(&self) -> Arc<dyn SessionStore> {
         Arc::clone(&self.store) as Arc<dyn SessionStore>
+    }
+
+    fn shares(&self) -> Arc<dyn ShareStore> {
+        Arc::clone(&self.store) as Arc<dyn ShareStore>
     }
 
     async fn reopen(&mut self) {

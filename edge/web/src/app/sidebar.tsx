@@ -76,7 +76,7 @@ function signOut(): void {
 const SEARCH_AFTER_MS = 250;
 
 function Search() {
-  const timer = useRef<ReturnType<typeof setTimeout>>();
+  const timer = useRef<ReturnType<typeof setTimeout>>(undefined);
   const onInput = (text: string) => {
     clearTimeout(timer.current);
     timer.current = setTimeout(() => void search(text), SEARCH_AFTER_MS);

@@ -57,7 +57,8 @@ export function sayNotice(item: NoticeItem): string | null {
   if (entry.helpRequested) return 'You asked for a person';
   if (entry.takenOver) return `${nameOf(entry.takenOver.admin)} joined the conversation`;
   if (entry.released) return 'The assistant answers again';
-  if (entry.renamed) return `Renamed to “${entry.renamed.name ?? ''}”`;
+  // A name that was made by itself is nothing anybody did.
+  if (entry.renamed) return entry.renamed.automatic ? null : `Renamed to “${entry.renamed.name ?? ''}”`;
   if (entry.shared) return entry.shared.revoked ? 'A share link was revoked' : 'A share link was made';
   if (entry.reopened) return 'The conversation goes on';
   if (entry.erased) return 'The content was destroyed';

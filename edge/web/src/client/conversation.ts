@@ -169,12 +169,12 @@ export class Conversation {
   /** Has the last reply generated once more; the older one stays in history. */
   async regenerate(): Promise<void> {
     const messageId = this.lastReply;
-    if (messageId !== null) await this.#link.request({ regenerate: { messageId } });
+    if (messageId !== null) await this.#link.request({ regenerate: { messageId } }, { repeat: false });
   }
 
   /** Chooses the model that answers from the next reply on. */
   async selectModel(model: string): Promise<void> {
-    await this.#link.request({ selectModel: { model } });
+    await this.#link.request({ selectModel: { model } }, { repeat: false });
   }
 
   /** Says how far somebody has read; a monotonic maximum. */

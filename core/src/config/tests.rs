@@ -361,6 +361,7 @@ fn every_setting_is_reachable_by_its_variable() {
             "0.5",
             "max_tokens",
             "word",
+            "rule",
         ];
         let changed = candidates.iter().any(|candidate| {
             shape(&[(&name, candidate)]).is_some_and(|config| config.pointer(&pointer).is_some_and(|now| *now != value))

@@ -148,8 +148,9 @@ fn by_rule(question: &str) -> Option<String> {
 fn tidy(text: &str, max: usize) -> Option<String> {
     let ornament = |c: char| c.is_whitespace() || "\"'`*_#«»“”„‘’.".contains(c);
     let line = text.lines().map(|line| line.trim_matches(ornament)).find(|line| !line.is_empty())?;
-    let line: String = line.chars().filter(|c| !c.is_control()).collect();
-    let words = line.split_whitespace().collect::<Vec<_>>().join(" ");
+    let readable = |word: &str| word.chars().filter(|c| !c.is_control()).collect::<String>();
+    let words: Vec<_> = line.split_whitespace().map(readable).filter(|word| !word.is_empty()).collect();
+    let words = words.join(" ");
     if words.chars().count() <= max {
         return (!words.is_empty()).then_some(words);
     }

@@ -501,10 +501,13 @@ impl Room {
 
 /// What a caller is told about its own entries.
 fn done(entries: &[Entry]) -> Done {
-    let message = entries.iter().find_map(|entry| match &entry.fact.kind {
-        EntryKind::Message(message) => Some((message.id, entry.seq)),
-        EntryKind::ReplyStarted(reply) if reply.supersedes.is_some() => Some((reply.id, entry.seq)),
-        _ => None,
+    let message = entries.iter().find_map(|entry| {
+        if let EntryKind::Message(message) = &entry.fact.kind {
+            return Some((message.id, entry.seq));
+        }
+        // One that replaces another is what was asked for; any other only follows.
+        let EntryKind::ReplyStarted(reply) = &entry.fact.kind else { return None };
+        reply.supersedes.map(|_| (reply.id, entry.seq))
     });
     match message {
         Some((id, seq)) => Done { message_id: Some(id), seq, duplicate: false },

@@ -178,14 +178,20 @@ async fn a_model_without_a_name_to_give_is_stood_in_for_by_the_first_words() {
     core.stop().await;
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_name_that_takes_too_long_is_made_by_the_rule_and_the_conversation_does_not_wait() {
-    let core = Core::start_limited(named_by(NamedBy::Model)).await;
+    let mut limits = named_by(NamedBy::Model);
+    limits.naming.timeout = Duration::from_millis(50);
+    let core = Core::start_limited(limits).await;
     let (mut client, _) = begin(&core).await;
     exchange(&core, &mut client, "m1", "answer").await;
     let slow = core.turn().await;
-    exchange(&core, &mut client, "m2", "meanwhile").await;
+    client.post("", client.message("m2", "question")).await;
+    let turn = core.turn().await;
+    // While neither has ended.
     assert_eq!(renamed(&mut client).await.name, "question");
+    turn.finish().await;
+    client.finished().await;
     drop(slow);
     core.stop().await;
 }

@@ -3,6 +3,7 @@
 //! subscriber, and while an append is in flight deltas and attaching go on.
 
 mod attach;
+mod done;
 mod flight;
 mod life;
 mod live;

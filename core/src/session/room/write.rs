@@ -9,6 +9,7 @@ use std::{collections::VecDeque, time::Duration};
 use chatbox_proto::{error_code::ErrorCode, ids::MessageId, status::Failure, token::Roles, v1};
 use tokio::{sync::oneshot, time::Instant};
 
+pub(super) use super::done::Done;
 use super::{
     Room,
     attach::SubscriberId,
@@ -58,14 +59,6 @@ pub(super) enum Origin {
     Nobody,
     Frame { subscriber: SubscriberId, request_id: String },
     Call(oneshot::Sender<Result<v1::Session, Failure>>),
-}
-
-/// What was done for them.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Done {
-    pub(super) message_id: Option<MessageId>,
-    pub(super) seq: Seq,
-    pub(super) duplicate: bool,
 }
 
 /// One thing to be decided and appended.
@@ -354,7 +347,7 @@ impl Room {
                     self.begin_reply(took);
                 }
                 if let Some(write) = write {
-                    let done = done(&entries);
+                    let done = Done::of(&entries);
                     self.answer(write.origin, Ok(done));
                 }
             }
@@ -496,21 +489,5 @@ impl Room {
         for origin in reply.take_waiters() {
             self.answer(origin, Ok(Done { message_id: Some(id), ..Done::default() }));
         }
-    }
-}
-
-/// What a caller is told about its own entries.
-fn done(entries: &[Entry]) -> Done {
-    let message = entries.iter().find_map(|entry| {
-        if let EntryKind::Message(message) = &entry.fact.kind {
-            return Some((message.id, entry.seq));
-        }
-        // One that replaces another is what was asked for; any other only follows.
-        let EntryKind::ReplyStarted(reply) = &entry.fact.kind else { return None };
-        reply.supersedes.map(|_| (reply.id, entry.seq))
-    });
-    match message {
-        Some((id, seq)) => Done { message_id: Some(id), seq, duplicate: false },
-        None => Done { message_id: None, seq: entries.last().map_or(0, |entry| entry.seq), duplicate: false },
     }
 }

@@ -19,6 +19,7 @@ use crate::harness::{
     http::Http,
     provider::{Provider, Script},
     stack::{Setup, Stack},
+    wait::LIMIT,
     ws::Encoding,
 };
 
@@ -147,7 +148,13 @@ fn frames(foreign_message: &str) -> Vec<(&'static str, Frame)> {
 #[tokio::test]
 async fn no_frame_reaches_a_foreign_session_on_any_transport() {
     let provider = Provider::start().await.unwrap();
-    let stack = Stack::start(Setup::new().unwrap().with_models(&provider, &["scripted"])).await.unwrap();
+    let patient = |setup: &mut Setup| {
+        for provider in setup.core.providers.values_mut() {
+            (provider.first_byte_timeout, provider.chunk_timeout) = (LIMIT, LIMIT);
+        }
+    };
+    let setup = Setup::new().unwrap().with_models(&provider, &["scripted"]).with(patient);
+    let stack = Stack::start(setup).await.unwrap();
     provider.script("scripted", Script::reply(["fine"]));
     let (mut owner, foreign) = owner(&stack, Transport::Grpc).await;
     // The owner waits for a reply that the others would like to stop.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use chatbox_proto::v1::{
     EndReason, EndSessionRequest, Entry, ErrorCode, ListSessionsRequest, ListSessionsResponse, Message,
     ReopenSessionRequest, SessionStatus, UpdateSessionRequest, UpdateSessionResponse,
-    chat_request::{EndSession, Frame, Open, Regenerate, SelectModel},
+    chat_request::{Frame, Open, Regenerate, SelectModel},
     chat_response::{Ack, Event},
     entry::Kind,
 };
@@ -177,7 +177,8 @@ async fn a_session_is_renamed_found_ended_and_brought_back_while_every_device_se
         let other = ListSessionsRequest { name_contains: "nothing".to_owned(), ..Default::default() };
         assert!(core.list_sessions(other).await.unwrap().into_inner().sessions.is_empty());
 
-        acked(client.request(Frame::EndSession(EndSession {})).await.unwrap());
+        // By the call: a socket that sends the frame is about to leave.
+        core.end_session(EndSessionRequest { session_id: session_id.clone() }).await.unwrap();
         let request = ReopenSessionRequest { session_id: session_id.clone() };
         let back = core.reopen_session(request.clone()).await.unwrap().into_inner().session.unwrap();
         assert_eq!((back.status(), back.name.as_str()), (SessionStatus::Active, "Grüße aus Kiel"));

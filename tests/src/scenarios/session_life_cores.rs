@@ -4,29 +4,48 @@ use chatbox_proto::v1::{
     CreateSessionRequest, EndSessionRequest, ListSessionsRequest, ReopenSessionRequest, SessionStatus,
 };
 
-use crate::harness::{cores::Cores, grpc::Core, mongod::Database};
+use crate::harness::{
+    cores::Cores,
+    grpc::Core,
+    mongod::Database,
+    wait::{LIMIT, wait_for},
+};
 
 const SETTINGS: &str = "drain.notice = \"0s\"\ndrain.jitter = \"0s\"\ndrain.grace = \"300ms\"\ndrain.deadline = \"15s\"\n\
     session.active_per_user = ";
 
-async fn create(mut core: Core) -> Option<String> {
-    match core.create_session(CreateSessionRequest::default()).await {
-        Ok(made) => Some(made.into_inner().session.unwrap().session_id),
-        Err(status) => {
-            assert_eq!(status.code(), tonic::Code::FailedPrecondition, "{status:?}");
-            None
+/// What came of a call: nothing when there is no place for another session. A store that is too busy says that it is, and
+/// the same call made again is the same call.
+async fn outcome<T, F: Future<Output = Result<tonic::Response<T>, tonic::Status>>>(call: impl Fn() -> F) -> Option<T> {
+    let answered = || async {
+        match call().await {
+            Ok(done) => Some(Some(done.into_inner())),
+            Err(status) if status.code() == tonic::Code::FailedPrecondition => Some(None),
+            Err(status) => {
+                let passes = [tonic::Code::Unavailable, tonic::Code::DeadlineExceeded, tonic::Code::Aborted];
+                assert!(passes.contains(&status.code()), "{status:?}");
+                None
+            }
         }
-    }
+    };
+    wait_for("the store has time for the call", LIMIT * 3, answered).await.unwrap()
 }
 
-async fn reopen(mut core: Core, session_id: String) -> Option<String> {
-    match core.reopen_session(ReopenSessionRequest { session_id: session_id.clone() }).await {
-        Ok(_) => Some(session_id),
-        Err(status) => {
-            assert_eq!(status.code(), tonic::Code::FailedPrecondition, "{status:?}");
-            None
-        }
-    }
+async fn create(core: Core) -> Option<String> {
+    let request_id = chatbox_proto::ids::MessageId::generate().to_string();
+    let call = || {
+        let (mut core, request_id) = (core.clone(), request_id.clone());
+        async move { core.create_session(CreateSessionRequest { request_id, ..Default::default() }).await }
+    };
+    Some(outcome(call).await?.session.unwrap().session_id)
+}
+
+async fn reopen(core: Core, session_id: String) -> Option<String> {
+    let call = || {
+        let (mut core, session_id) = (core.clone(), session_id.clone());
+        async move { core.reopen_session(ReopenSessionRequest { session_id }).await }
+    };
+    Some(outcome(call).await?.session.unwrap().session_id)
 }
 
 async fn active(mut core: Core) -> Vec<String> {

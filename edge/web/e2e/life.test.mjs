@@ -12,7 +12,7 @@ test('a conversation is renamed and found by its name, by keyboard', async () =>
   await chat.page.keyboard.press('Enter');
   const dialog = chat.page.getByRole('dialog');
   await dialog.getByRole('textbox', { name: 'Name' }).waitFor();
-  const name = `Grüße ${Date.now()}`;
+  const name = `Übung ${Date.now()}`;
   await chat.page.keyboard.type(name);
   await chat.page.keyboard.press('Enter');
   await dialog.waitFor({ state: 'hidden' });

@@ -73,8 +73,9 @@ fn write_unknown_enum_values(serde: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The services with their codecs. `Chat` carries raw bytes in both directions: core answers frames that do not decode
-/// instead of losing the stream, fans out an event that was encoded once, and edge forwards payloads it does not look into.
+/// The services with their codecs. `Chat` and `Generate` carry raw bytes in both directions: core answers frames that do not
+/// decode instead of losing the stream, fans out an event that was encoded once, and edge forwards payloads it does not
+/// look into.
 fn services(descriptors: &FileDescriptorSet) -> Vec<tonic_build::manual::Service> {
     descriptors
         .file
@@ -88,7 +89,7 @@ fn services(descriptors: &FileDescriptorSet) -> Vec<tonic_build::manual::Service
 fn service(descriptor: &ServiceDescriptorProto) -> tonic_build::manual::Service {
     let mut service = tonic_build::manual::Service::builder().name(descriptor.name()).package(PACKAGE);
     for rpc in &descriptor.method {
-        let raw = rpc.name() == "Chat";
+        let raw = matches!(rpc.name(), "Chat" | "Generate");
         let rust_type = |full: &str| {
             if raw { "::bytes::Bytes".to_owned() } else { full.replacen(&format!(".{PACKAGE}."), "crate::v1::", 1) }
         };

@@ -6,7 +6,10 @@ mod peers;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use chatbox_proto::token::Verifier;
+use chatbox_proto::{
+    spans::{Exporter, Tracer},
+    token::Verifier,
+};
 use tokio::{net::TcpListener, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -17,9 +20,10 @@ use self::{
 use crate::{
     bus::Bus,
     config::{Config, DrainConfig},
+    generate::Generator,
     grpc::{GrpcServer, Health, Services},
     keys,
-    llm::registry::Models,
+    llm::{observed::Observer, registry::Models},
     metrics::Metrics,
     operators,
     seal::{self, KeyRing},
@@ -44,10 +48,12 @@ pub struct App {
     store: Arc<dyn SessionStore>,
     peers: Peers,
     directory: Directory,
+    generator: Generator,
     server: GrpcServer,
     verifier: Arc<Verifier>,
     register: Register,
     metrics: Metrics,
+    exporter: Option<Exporter>,
     streams: TaskTracker,
     leaving: CancellationToken,
     grpc: TcpListener,
@@ -118,7 +124,11 @@ impl App {
             }
         };
 
-        let metrics = Metrics::with_models(models.clone());
+        let (tracer, exporter) =
+            Tracer::new(&config.telemetry, "chatbox-core").map_err(|error| anyhow::anyhow!(error))?;
+        let metrics = Metrics::with_models(models.clone(), &tracer);
+        let observer: Arc<dyn Observer> = Arc::new(metrics.clone());
+        let models = models.observed(&observer, &tracer);
         let (streams, leaving) = (TaskTracker::new(), CancellationToken::new());
         let directory = Directory::new(Parts {
             store: store.clone(),
@@ -132,15 +142,18 @@ impl App {
         let call = config.store.call_timeout;
         let register = Register::new(store.clone(), directory.boot_id(), &ring, CORE_LAPSE, call);
         let sessions = Sessions::new(directory.clone());
+        let generator = Generator::new(models.clone());
         let services = Services {
             shares: Shares::new(sessions.clone(), shares),
             sessions,
             rotation: Rotation::new(store.clone(), ring.clone(), register.clone(), call),
             models,
+            generator: generator.clone(),
             verifier: verifier.clone(),
             ring,
             limits: grpc_limits(&config),
             metrics: metrics.clone(),
+            tracer,
             tasks: streams.clone(),
             leaving: leaving.clone(),
         };
@@ -150,10 +163,12 @@ impl App {
             store,
             peers,
             directory,
+            generator,
             server,
             verifier,
             register,
             metrics,
+            exporter,
             streams,
             leaving,
             grpc,
@@ -185,10 +200,12 @@ impl App {
             store,
             peers,
             directory,
+            generator,
             server,
             verifier,
             register,
             metrics,
+            exporter,
             streams,
             leaving,
             grpc,
@@ -210,6 +227,10 @@ impl App {
         if let Some(listener) = operators {
             let serve = operators::serve(listener, metrics.clone(), ready.clone(), stop.clone());
             background.spawn(serve);
+        }
+        if let Some(exporter) = exporter {
+            // What is left when everything else has ended is sent, too.
+            background.spawn(exporter.run(stop.clone().cancelled_owned()));
         }
         background.spawn(directory.clone().run(stop.clone()));
         let entry = register.clone();
@@ -244,6 +265,7 @@ impl App {
             store,
             peers,
             directory,
+            generator,
             register,
             metrics,
             streams,
@@ -264,6 +286,7 @@ struct Leaving {
     store: Arc<dyn SessionStore>,
     peers: Peers,
     directory: Directory,
+    generator: Generator,
     register: Register,
     metrics: Metrics,
     streams: TaskTracker,
@@ -281,6 +304,7 @@ impl Leaving {
             store,
             peers,
             directory,
+            generator,
             register,
             metrics,
             streams,
@@ -294,7 +318,7 @@ impl Leaving {
         // The phases of the way out. One deadline bounds them all; whoever does not make it is cut by the runtime's end.
         // 1. Readiness goes down, and load balancers get time to notice.
         // 2. No connection is accepted any more; every stream is told `going_away`.
-        // 3. Running replies may finish within the grace.
+        // 3. Running replies, and the turns of services, may finish within the grace.
         // 4. The rest is cut as INTERRUPTED, and written.
         // 5. The bus is closed, so that the last entries reach the other cores; then the store.
         // 6. Listeners and background tasks end.
@@ -307,10 +331,12 @@ impl Leaving {
         tokio::time::sleep_until((Instant::now() + drain.notice).min(deadline)).await;
         stop_accepting.cancel();
         directory.start_draining();
-        let finished = tokio::time::timeout_at(grace.min(deadline), directory.drained()).await;
-        if finished.is_err() {
-            tracing::info!(tasks = directory.tasks_left(), "cutting the replies that still run");
+        let finished = async { tokio::join!(directory.drained(), generator.drained()) };
+        if tokio::time::timeout_at(grace.min(deadline), finished).await.is_err() {
+            let (tasks, turns) = (directory.tasks_left(), generator.running());
+            tracing::info!(tasks, turns, "cutting the replies and turns that still run");
             directory.cut();
+            generator.cut();
         }
         let rest = async {
             directory.drained().await;

@@ -1,11 +1,12 @@
 //! Core of Chatbox: sessions and their log, generation, storage, and the `ChatCore` gRPC service.
 //!
-//! Imports go downward only: `main → app → grpc → session → {llm, store, bus, seal} → domain → chatbox_proto`.
+//! Imports go downward only: `main → app → grpc → {session, generate} → {llm, store, bus, seal} → domain → chatbox_proto`.
 
 pub mod app;
 pub mod bus;
 pub mod config;
 pub mod domain;
+pub mod generate;
 pub mod grpc;
 mod keys;
 pub mod llm;

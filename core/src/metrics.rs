@@ -2,6 +2,7 @@
 //!
 //! Names follow Prometheus: base units (seconds), `_total` on counters. No label is ever taken from a client.
 
+mod gen_ai;
 mod providers;
 
 use std::{
@@ -9,6 +10,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use chatbox_proto::spans::Tracer;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, text::encode},
@@ -22,8 +24,11 @@ use prometheus_client::{
 };
 
 use crate::{
-    domain::entry::{FinishReason, ReplyFinished},
-    llm::registry::Models,
+    domain::entry::ReplyFinished,
+    llm::{
+        observed::{Observer, Turn},
+        registry::Models,
+    },
     store::StoreErrorKind,
     telemetry,
 };
@@ -86,6 +91,8 @@ pub struct Metrics {
     pub sessions_live: Gauge,
     /// Attached streams.
     pub subscribers: Gauge,
+    /// `Generate` streams.
+    pub generate_streams: Gauge,
     /// Replies being generated.
     pub replies_running: Gauge,
     /// Tasks that run.
@@ -107,26 +114,28 @@ pub struct Metrics {
     store_errors: Family<Kind, Counter>,
     requests: Family<MethodCode, Counter>,
     request_seconds: Seconds<Method>,
+    gen_ai: gen_ai::GenAi,
 }
 
 impl Metrics {
     /// A registry with everything at zero.
     #[must_use]
     pub fn new() -> Self {
-        Self::build(None)
+        Self::build(None, &Tracer::off())
     }
 
     /// The same, with the figures of the providers of these models.
     #[must_use]
-    pub fn with_models(models: Models) -> Self {
-        Self::build(Some(models))
+    pub fn with_models(models: Models, tracer: &Tracer) -> Self {
+        Self::build(Some(models), tracer)
     }
 
-    fn build(models: Option<Models>) -> Self {
+    fn build(models: Option<Models>, tracer: &Tracer) -> Self {
         let mut metrics = Self {
             registry: Arc::default(),
             sessions_live: Gauge::default(),
             subscribers: Gauge::default(),
+            generate_streams: Gauge::default(),
             replies_running: Gauge::default(),
             tasks_live: Gauge::default(),
             connections: Gauge::default(),
@@ -142,8 +151,11 @@ impl Metrics {
             store_errors: Family::default(),
             requests: Family::default(),
             request_seconds: Family::new_with_constructor(|| Histogram::new(CALL_BUCKETS)),
+            gen_ai: gen_ai::GenAi::default(),
         };
         let mut registry = metrics.register();
+        metrics.gen_ai.register(&mut registry);
+        registry.register_collector(Box::new(SpanCollector { tracer: tracer.clone() }));
         if let Some(models) = models {
             registry.register_collector(Box::new(providers::ProviderCollector { models }));
         }
@@ -157,6 +169,7 @@ impl Metrics {
         let core = root.sub_registry_with_prefix("chatbox_core");
         core.register("sessions_live", "Sessions with a room in this core", self.sessions_live.clone());
         core.register("subscribers", "Attached streams", self.subscribers.clone());
+        core.register("generate_streams", "Generate streams", self.generate_streams.clone());
         core.register("replies_running", "Replies being generated", self.replies_running.clone());
         core.register("tasks_live", "Tasks that run", self.tasks_live.clone());
         core.register("connections", "Connections to the gRPC listener", self.connections.clone());
@@ -201,7 +214,7 @@ impl Metrics {
     /// A reply ended. `ran_for` is `None` when it did not run in this core.
     pub fn reply_finished(&self, finished: &ReplyFinished, ran_for: Option<Duration>) {
         let model = || finished.model.clone();
-        self.replies.get_or_create(&ModelOutcome { model: model(), outcome: outcome(finished.finish) }).inc();
+        self.replies.get_or_create(&ModelOutcome { model: model(), outcome: finished.finish.name() }).inc();
         if let Some(ran_for) = ran_for {
             self.reply_seconds.get_or_create(&OfModel { model: model() }).observe(ran_for.as_secs_f64());
         }
@@ -253,16 +266,28 @@ impl Default for Metrics {
     }
 }
 
-fn outcome(finish: FinishReason) -> &'static str {
-    match finish {
-        FinishReason::Stop => "stop",
-        FinishReason::Length => "length",
-        FinishReason::Cancelled => "cancelled",
-        FinishReason::Superseded => "superseded",
-        FinishReason::Interrupted => "interrupted",
-        FinishReason::ProviderError => "provider_error",
-        FinishReason::Filtered => "filtered",
-        FinishReason::Timeout => "timeout",
+impl Observer for Metrics {
+    fn turn(&self, turn: Turn<'_>) {
+        self.gen_ai.turn(turn);
+    }
+}
+
+/// What became of the spans of requests.
+#[derive(Debug)]
+struct SpanCollector {
+    tracer: Tracer,
+}
+
+impl Collector for SpanCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        for (name, help, count) in [
+            ("chatbox_core_spans_exported", "Spans that the collector has taken", self.tracer.exported()),
+            ("chatbox_core_spans_lost", "Spans that did not fit, or that no collector took", self.tracer.lost()),
+        ] {
+            let count = ConstCounter::new(count);
+            count.encode(encoder.encode_descriptor(name, help, None, count.metric_type())?)?;
+        }
+        Ok(())
     }
 }
 
@@ -296,7 +321,7 @@ mod tests {
     use chatbox_proto::ids::MessageId;
 
     use super::*;
-    use crate::domain::entry::Usage;
+    use crate::domain::entry::{FinishReason, Usage};
 
     fn finished(finish: FinishReason) -> ReplyFinished {
         ReplyFinished {

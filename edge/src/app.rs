@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use chatbox_proto::token::Verifier;
+use chatbox_proto::{
+    spans::{Exporter, Tracer},
+    token::Verifier,
+};
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -28,6 +31,7 @@ pub struct App {
     edge: Arc<Edge>,
     public: TcpListener,
     operators: Option<TcpListener>,
+    exporter: Option<Exporter>,
 }
 
 impl App {
@@ -36,8 +40,12 @@ impl App {
     /// # Errors
     /// One line that names the setting.
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
-        let core = Arc::new(GrpcCore::new(&config.core).context("core")?);
-        Self::bind_with(config, core).await
+        let (tracer, exporter) =
+            Tracer::new(&config.telemetry, "chatbox-edge").map_err(|error| anyhow::anyhow!(error))?;
+        let core = Arc::new(GrpcCore::new(&config.core).context("core")?.traced(tracer.clone()));
+        let app = Self::bind_with(config, core).await?;
+        app.edge.metrics.count_spans(tracer);
+        Ok(Self { exporter, ..app })
     }
 
     /// Like [`bind`](Self::bind), with another way to core.
@@ -60,7 +68,7 @@ impl App {
             "" => None,
             address => Some(server::bind("metrics_listen", address.parse()?)?),
         };
-        Ok(Self { edge: Arc::new(Edge::new(config, core, Arc::new(verifier))), public, operators })
+        Ok(Self { edge: Arc::new(Edge::new(config, core, Arc::new(verifier))), public, operators, exporter: None })
     }
 
     /// Where browsers connect to.
@@ -82,7 +90,7 @@ impl App {
     /// # Errors
     /// None today; wiring that can fail is done in [`bind`](Self::bind).
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { edge, public, operators } = self;
+        let Self { edge, public, operators, exporter } = self;
         let stop_accepting = CancellationToken::new();
         let _when_dropped = (edge.leaving.clone().drop_guard(), edge.draining.clone().drop_guard());
         let _accepting_when_dropped = stop_accepting.clone().drop_guard();
@@ -106,9 +114,20 @@ impl App {
                 () = until.cancelled() => {}
             }
         });
+        let exporting = exporter.map(|exporter| {
+            // Its own, so that it ends when everything that makes spans has.
+            let (tasks, stop) = (Tasks::new(edge.metrics.panics.clone()), CancellationToken::new());
+            tasks.spawn("spans", exporter.run(stop.clone().cancelled_owned()));
+            (stop, tasks)
+        });
         tracing::info!("serving");
         shutdown.cancelled().await;
-        drain(&edge, &stop_accepting).await;
+        let until = drain(&edge, &stop_accepting).await;
+        if let Some((stop, exporting)) = exporting {
+            stop.cancel();
+            // What is left is sent before the deadline, or lost.
+            let _ = tokio::time::timeout_at(until, exporting.drained()).await;
+        }
         if let Some(operators) = operators {
             operators.stop().await;
         }
@@ -138,13 +157,16 @@ impl Operators {
     }
 }
 
+/// For the spans that are left, whatever else took its time.
+const LAST_SPANS: Duration = Duration::from_millis(100);
+
 /// The phases of the way out, each bounded, all of them before one deadline whatever clients and core do:
 /// 1. readiness goes down, and load balancers get time to notice;
 /// 2. no connection is accepted any more;
 /// 3. every socket is told `going_away` and closed with 1001, spread over the jitter; HTTP answers are finished;
 /// 4. all of it is waited for, until the deadline;
 /// 5. what is left is cut: its task ends with the runtime. The operators' listener goes last.
-async fn drain(edge: &Edge, stop_accepting: &CancellationToken) {
+async fn drain(edge: &Edge, stop_accepting: &CancellationToken) -> tokio::time::Instant {
     let config = &edge.config.drain;
     let started = tokio::time::Instant::now();
     tracing::info!(connections = edge.metrics.connections.get(), "draining");
@@ -157,6 +179,7 @@ async fn drain(edge: &Edge, stop_accepting: &CancellationToken) {
         Ok(()) => tracing::info!(drain.duration_ms = started.elapsed().as_millis(), "drained"),
         Err(_) => tracing::warn!(tasks = edge.tasks.len(), "the drain deadline has passed, cutting the rest"),
     }
+    cut_at.max(tokio::time::Instant::now() + LAST_SPANS)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::{net::IpAddr, time::SystemTime};
 use chatbox_proto::{
     status::Failure,
     token::{self, Identity, TokenError, Verifier},
+    trace::{TRACEPARENT, TraceContext},
 };
 use http::{HeaderMap, header};
 
@@ -41,26 +42,8 @@ pub(crate) fn caller(token: &str, client_ip: IpAddr, headers: &HeaderMap) -> Cal
 
 /// The W3C trace context of a request, or a new one.
 pub(crate) fn traceparent(headers: &HeaderMap) -> String {
-    let given = headers.get("traceparent").and_then(|value| value.to_str().ok()).filter(|text| is_traceparent(text));
-    given.map_or_else(
-        || {
-            // All zeros are invalid; the low bit makes sure.
-            let (trace, span) = (rand::random::<u128>() | 1, rand::random::<u64>() | 1);
-            format!("00-{trace:032x}-{span:016x}-01")
-        },
-        str::to_owned,
-    )
-}
-
-/// `00-<32 hex>-<16 hex>-<2 hex>`, ids not all zero (W3C Trace Context, section 3.2.2).
-fn is_traceparent(text: &str) -> bool {
-    let parts: Vec<&str> = text.split('-').collect();
-    let hex = |part: &str, length: usize| {
-        part.len() == length && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    };
-    let set = |part: &str| part.bytes().any(|b| b != b'0');
-    matches!(&parts[..], [version, trace, span, flags] if *version == "00"
-        && hex(trace, 32) && set(trace) && hex(span, 16) && set(span) && hex(flags, 2))
+    let given = headers.get(TRACEPARENT).and_then(|value| TraceContext::parse(value.to_str().ok()?));
+    given.unwrap_or_else(|| TraceContext::random(true)).to_string()
 }
 
 #[cfg(test)]
@@ -86,7 +69,7 @@ mod tests {
         assert_eq!(traceparent(&headers(given)), given);
         for bad in [given.replace("0af", "zzz"), given.replace("b7ad6b7169203331", "0000000000000000"), "junk".into()] {
             let made = traceparent(&headers(&bad));
-            assert!(made != bad && is_traceparent(&made), "{made}");
+            assert!(made != bad && TraceContext::parse(&made).is_some(), "{made}");
         }
     }
 }

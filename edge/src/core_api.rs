@@ -7,7 +7,13 @@ use std::{fmt, net::IpAddr, pin::Pin, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use chatbox_proto::{codec::RawCodec, error_code::ErrorCode, status::Failure};
+use chatbox_proto::{
+    codec::RawCodec,
+    error_code::ErrorCode,
+    spans::{Kind, Span, Tracer},
+    status::{Failure, generic_reason},
+    trace::{TRACEPARENT, TraceContext},
+};
 use futures_util::{Stream, StreamExt as _};
 use http::uri::PathAndQuery;
 use tonic::{Code, Request, Status, metadata::MetadataValue};
@@ -89,6 +95,7 @@ pub(crate) fn is_core_unavailable(failure: &Failure) -> bool {
 pub struct GrpcCore {
     cores: Cores,
     call_timeout: Duration,
+    tracer: Tracer,
 }
 
 impl GrpcCore {
@@ -98,7 +105,25 @@ impl GrpcCore {
     /// # Errors
     /// For an address or a certificate that cannot be used.
     pub fn new(config: &CoreConfig) -> anyhow::Result<Self> {
-        Ok(Self { cores: Cores::new(config)?, call_timeout: config.call_timeout })
+        Ok(Self { cores: Cores::new(config)?, call_timeout: config.call_timeout, tracer: Tracer::off() })
+    }
+
+    /// Every call is a span of this tracer.
+    #[must_use]
+    pub fn traced(self, tracer: Tracer) -> Self {
+        Self { tracer, ..self }
+    }
+
+    /// The span of a call, and where it says that the call belongs.
+    fn span(&self, method: &'static str, caller: &Caller) -> (Span, String) {
+        if !self.tracer.is_on() {
+            return (self.tracer.start("", Kind::Client, None), caller.traceparent.clone());
+        }
+        let mut span = self.tracer.start(method, Kind::Client, TraceContext::parse(&caller.traceparent));
+        span.set("rpc.system", "grpc");
+        span.set("rpc.method", method);
+        let context = span.context().map(|context| context.to_string()).unwrap_or_default();
+        (span, context)
     }
 
     async fn unary(&self, path: &str, request: Request<Bytes>) -> Result<Bytes, Status> {
@@ -120,7 +145,7 @@ fn notice(core: &Core, status: &Status) {
     }
 }
 
-fn request<T>(caller: &Caller, message: T) -> Result<Request<T>, Failure> {
+fn request<T>(caller: &Caller, traceparent: &str, message: T) -> Result<Request<T>, Failure> {
     let mut request = Request::new(message);
     let metadata = request.metadata_mut();
     let bearer = format!("Bearer {}", caller.token);
@@ -130,10 +155,10 @@ fn request<T>(caller: &Caller, message: T) -> Result<Request<T>, Failure> {
     if let Ok(ip) = MetadataValue::try_from(caller.client_ip.to_string()) {
         metadata.insert("x-chatbox-client-ip", ip);
     }
-    if !caller.traceparent.is_empty()
-        && let Ok(traceparent) = MetadataValue::try_from(caller.traceparent.as_str())
+    if !traceparent.is_empty()
+        && let Ok(traceparent) = MetadataValue::try_from(traceparent)
     {
-        metadata.insert("traceparent", traceparent);
+        metadata.insert(TRACEPARENT, traceparent);
     }
     Ok(request)
 }
@@ -145,6 +170,11 @@ fn is_of_the_way(status: &Status) -> bool {
         Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled | Code::DeadlineExceeded
     );
     of_the_way && status.details().is_empty()
+}
+
+/// A status as the kind of a failure.
+fn class(status: &Status) -> &'static str {
+    generic_reason(ErrorCode::from_grpc(status.code()))
 }
 
 /// A status as the failure to pass on.
@@ -163,19 +193,24 @@ impl CoreApi for GrpcCore {
         // Counted from here on, so that many that come at once do not all see the same core idle.
         let stream = core.stream();
         let path = PathAndQuery::from_static("/chatbox.v1.ChatCore/Chat");
-        let request = request(caller, frames)?;
+        // It ends when the stream is open: the rest of it may take hours.
+        let (mut span, traceparent) = self.span("Chat", caller);
+        let request = request(caller, &traceparent, frames)?;
         let answer = async { core.client().await?.streaming(request, path, RawCodec).await };
         let failed = move |status: &Status| {
             notice(&stream, status);
             failure(status)
         };
-        let events = answer.await.map_err(|status| failed(&status))?.into_inner();
+        let answer = answer.await.inspect_err(|status| span.fail(class(status)));
+        let events = answer.map_err(|status| failed(&status))?.into_inner();
         Ok(Box::pin(events.map(move |event| event.map_err(|status| failed(&status)))))
     }
 
     async fn call(&self, call: Call, caller: &Caller, message: Bytes) -> Result<Bytes, Failure> {
         let path = format!("/chatbox.v1.ChatCore/{}", call.method);
-        self.unary(&path, request(caller, message)?).await.map_err(|status| {
+        let (mut span, traceparent) = self.span(call.method, caller);
+        self.unary(&path, request(caller, &traceparent, message)?).await.map_err(|status| {
+            span.fail(class(&status));
             let mut failure = failure(&status);
             failure.outcome_unknown |= call.writes && is_core_unavailable(&failure);
             failure

@@ -1,10 +1,16 @@
 //! Figures for Prometheus. The registry belongs to one edge, so that two fit into one process.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock, atomic::AtomicU64};
 
+use chatbox_proto::spans::Tracer;
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, text::encode},
+    metrics::{
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::Gauge,
+    },
     registry::Registry,
 };
 
@@ -12,6 +18,7 @@ use prometheus_client::{
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
+    spans: Arc<OnceLock<Tracer>>,
     /// Sockets that are open.
     pub(crate) connections: Gauge,
     pub(crate) frames_received: Counter,
@@ -71,7 +78,9 @@ impl Metrics {
             reopening: Gauge::default(),
             reopens: Family::default(),
             registry: Registry::default(),
+            spans: Arc::default(),
         };
+        registry.register_collector(Box::new(SpanCollector { tracer: metrics.spans.clone() }));
         registry.register("connections", "WebSocket connections that are open", metrics.connections.clone());
         registry.register("frames_received", "Frames received from clients", metrics.frames_received.clone());
         registry.register("frames_sent", "Events sent to clients", metrics.frames_sent.clone());
@@ -98,6 +107,11 @@ impl Metrics {
         metrics
     }
 
+    /// Shows what becomes of the spans of this tracer. Once.
+    pub(crate) fn count_spans(&self, tracer: Tracer) {
+        let _ = self.spans.set(tracer);
+    }
+
     /// In the text format of Prometheus.
     pub(crate) fn encode(&self) -> String {
         let mut text = String::new();
@@ -122,6 +136,26 @@ impl Metrics {
         // A client may send any private code: each would become a series of its own.
         let code = if by == "client" && code >= 3000 { 0 } else { u32::from(code) };
         self.closes.get_or_create(&CloseLabels { code, by }).inc();
+    }
+}
+
+/// What became of the spans of requests.
+#[derive(Debug)]
+struct SpanCollector {
+    tracer: Arc<OnceLock<Tracer>>,
+}
+
+impl Collector for SpanCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let tracer = self.tracer.get().cloned().unwrap_or_default();
+        for (name, help, count) in [
+            ("spans_exported", "Spans that the collector has taken", tracer.exported()),
+            ("spans_lost", "Spans that did not fit, or that no collector took", tracer.lost()),
+        ] {
+            let count = ConstCounter::new(count);
+            count.encode(encoder.encode_descriptor(name, help, None, count.metric_type())?)?;
+        }
+        Ok(())
     }
 }
 

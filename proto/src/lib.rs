@@ -1,7 +1,8 @@
 //! The contract of Chatbox: `chatbox.v1` as generated code, canonical JSON, ids, the error table and token verification.
 //!
-//! Everybody may use this crate; it uses nothing of the project. It does no I/O: whoever fetches a key set does so
-//! through [`token::KeySource`].
+//! Everybody may use this crate; it uses nothing of the project. It does no I/O, with one exception: [`spans::Exporter`],
+//! which every process has, talks to the collector of the operator. Whoever fetches a key set does so through
+//! [`token::KeySource`].
 
 pub mod codec;
 pub mod error_code;
@@ -9,9 +10,11 @@ pub mod ids;
 pub mod json;
 pub mod peek;
 pub mod settings;
+pub mod spans;
 pub mod status;
 pub mod time;
 pub mod token;
+pub mod trace;
 
 /// Messages of `chatbox.v1`, generated from `proto/chatbox/v1`.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, clippy::allow_attributes, reason = "generated code")]

@@ -22,13 +22,15 @@ use measure::{echo, options::Options, report};
 type Bench = (&'static str, fn(&Options) -> Result<report::Report>);
 
 /// Those that need no other process first: the others put this one on the core of the load generator.
-const BENCHES: [Bench; 6] = [
+const BENCHES: [Bench; 8] = [
     ("sse", sse::run),
     ("store", store::run),
     ("mongo", mongo::run),
     ("bridge", bridge::run),
     ("memory", memory::run),
     ("streaming", streaming::run),
+    ("added", streaming::added::run),
+    ("many", streaming::many::run),
 ];
 
 fn main() -> ExitCode {

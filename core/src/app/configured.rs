@@ -9,7 +9,7 @@ use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
 use crate::{
     config::{Config, Naming, StoreTarget, TlsConfig},
-    grpc::{FrameLimits, GrpcLimits, PageSizes},
+    grpc::{FrameLimits, GenerateLimits, GrpcLimits, PageSizes},
     session::{NamedBy, NamingLimits, QueueLimits, SessionLimits},
     store::{
         Stores,
@@ -80,7 +80,11 @@ pub(super) fn server_tls(config: &Config) -> anyhow::Result<Option<ServerTlsConf
 }
 
 fn queue_limits(config: &Config) -> QueueLimits {
-    QueueLimits { events: config.session.queue_events, bytes: config.session.queue_bytes.as_usize() }
+    QueueLimits {
+        events: config.session.queue_events,
+        bytes: config.session.queue_bytes.as_usize(),
+        merge: config.limits.merge_deltas,
+    }
 }
 
 pub(super) fn session_limits(config: &Config) -> SessionLimits {
@@ -127,6 +131,12 @@ pub(super) fn grpc_limits(config: &Config) -> GrpcLimits {
             per_second: limits.frames_per_second,
             malformed_per_minute: limits.malformed_per_minute as usize,
             expiry_warning: session.expiry_warning,
+        },
+        generate: GenerateLimits {
+            frame_bytes: config.generate.frame_bytes.as_usize(),
+            conversation_bytes: config.generate.conversation_bytes.as_usize(),
+            messages: config.generate.messages as usize,
+            streams: config.generate.streams_per_caller,
         },
         pages: PageSizes { default: session.page_size, max: session.max_page_size },
     }

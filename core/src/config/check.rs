@@ -33,7 +33,9 @@ impl Config {
         }
         self.check_session(&mut mistakes);
         self.check_limits(&mut mistakes);
+        self.check_generate(&mut mistakes);
         self.check_drain(&mut mistakes);
+        mistakes.extend(self.telemetry.check());
         if self.log.filter.parse::<tracing_subscriber::EnvFilter>().is_err() {
             mistakes.push("log.filter: must be like info or info,chatbox_core=debug".to_owned());
         }
@@ -163,10 +165,28 @@ impl Config {
         times(
             &[
                 ("limits.handshake_timeout", limits.handshake_timeout, ms(100), MINUTE),
+                ("limits.merge_deltas", limits.merge_deltas, Duration::ZERO, ms(100)),
                 ("limits.keepalive", limits.keepalive, ms(1_000), 10 * MINUTE),
             ],
             mistakes,
         );
+    }
+
+    fn check_generate(&self, mistakes: &mut Vec<String>) {
+        let generate = &self.generate;
+        within("generate.streams_per_caller", generate.streams_per_caller, 1, 10_000, mistakes);
+        within("generate.frame_bytes", generate.frame_bytes, ByteSize::kib(1), ByteSize::mib(16), mistakes);
+        within(
+            "generate.conversation_bytes",
+            generate.conversation_bytes,
+            ByteSize::kib(1),
+            ByteSize::mib(64),
+            mistakes,
+        );
+        within("generate.messages", generate.messages, 1, 100_000, mistakes);
+        if generate.frame_bytes > self.limits.request_bytes {
+            mistakes.push("generate.frame_bytes: must be at most limits.request_bytes".to_owned());
+        }
     }
 
     fn check_drain(&self, mistakes: &mut Vec<String>) {

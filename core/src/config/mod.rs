@@ -16,6 +16,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use chatbox_proto::{
     settings::{self, Mistakes, Profile, ReadFile, Vars},
+    spans::TelemetryConfig,
     token::{Secret, TokenConfig},
 };
 use serde::{Deserialize, Serialize};
@@ -23,7 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use bus::BusConfig;
 pub use generation::{KeyPlace, OutputLimit, ProviderConfig, ProviderKind};
 pub use model::{ModelConfig, OnLoss};
-pub use server::{DrainConfig, LimitsConfig, LogConfig, LogFormat, TlsConfig};
+pub use server::{DrainConfig, GenerateConfig, LimitsConfig, LogConfig, LogFormat, TlsConfig};
 pub use session::{Naming, SessionConfig};
 pub use storage::{KeyConfig, KeysConfig, StoreConfig, StoreTarget, StoreUrl};
 
@@ -62,8 +63,12 @@ pub struct Config {
     pub session: SessionConfig,
     /// What one client may do, and all together.
     pub limits: LimitsConfig,
+    /// `Generate` streams.
+    pub generate: GenerateConfig,
     /// How the process leaves.
     pub drain: DrainConfig,
+    /// Spans for a collector.
+    pub telemetry: TelemetryConfig,
     /// What is logged.
     pub log: LogConfig,
 }
@@ -84,7 +89,9 @@ impl Default for Config {
             models: Vec::new(),
             session: SessionConfig::default(),
             limits: LimitsConfig::default(),
+            generate: GenerateConfig::default(),
             drain: DrainConfig::default(),
+            telemetry: TelemetryConfig::default(),
             log: LogConfig::default(),
         }
     }

@@ -47,6 +47,10 @@ pub struct LimitsConfig {
     pub frames_per_second: u32,
     /// Frames that could not be decoded, per minute and stream, before it ends: 1 to 10,000. Default 10.
     pub malformed_per_minute: u32,
+    /// The overload mode: deltas go to a reader this far apart, and what comes meanwhile is merged: 0 s to 100 ms. Zero: each
+    /// goes out at once. 25 to 40 ms still reads well and halves the work. Default 0 s.
+    #[serde(with = "settings::duration")]
+    pub merge_deltas: Duration,
     /// Time for a TLS handshake, and without TLS for the first bytes of HTTP/2: 100 ms to 1 min. Default 10 s.
     #[serde(with = "settings::duration")]
     pub handshake_timeout: Duration,
@@ -67,8 +71,35 @@ impl Default for LimitsConfig {
             header_bytes: ByteSize::kib(32),
             frames_per_second: 30,
             malformed_per_minute: 10,
+            merge_deltas: Duration::ZERO,
             handshake_timeout: Duration::from_secs(10),
             keepalive: Duration::from_secs(20),
+        }
+    }
+}
+
+/// `Generate` streams: text for services, without sessions. Frames per second and malformed ones are those of `limits`, the
+/// queue of events that of `session`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GenerateConfig {
+    /// Streams of one caller: 1 to 10,000. Default 100.
+    pub streams_per_caller: u32,
+    /// One frame: 1 KiB to 16 MiB, and at most `limits.request_bytes`. Default 1 MiB.
+    pub frame_bytes: ByteSize,
+    /// Text that one stream keeps as its conversation, with what waits for its turn: 1 KiB to 64 MiB. Default 4 MiB.
+    pub conversation_bytes: ByteSize,
+    /// Messages of one conversation, and turns of one stream: 1 to 100,000. Default 1,000.
+    pub messages: u32,
+}
+
+impl Default for GenerateConfig {
+    fn default() -> Self {
+        Self {
+            streams_per_caller: 100,
+            frame_bytes: ByteSize::mib(1),
+            conversation_bytes: ByteSize::mib(4),
+            messages: 1_000,
         }
     }
 }

@@ -187,6 +187,32 @@ pub enum FinishReason {
     Timeout,
 }
 
+impl FinishReason {
+    /// For figures and logs.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Cancelled => "cancelled",
+            Self::Superseded => "superseded",
+            Self::Interrupted => "interrupted",
+            Self::ProviderError => "provider_error",
+            Self::Filtered => "filtered",
+            Self::Timeout => "timeout",
+        }
+    }
+
+    /// Whether something went wrong on our side or the provider's.
+    #[must_use]
+    pub fn is_failure(self) -> bool {
+        match self {
+            Self::Interrupted | Self::ProviderError | Self::Timeout => true,
+            Self::Stop | Self::Length | Self::Cancelled | Self::Superseded | Self::Filtered => false,
+        }
+    }
+}
+
 /// Why a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

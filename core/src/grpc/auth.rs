@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// As for a model that there is not.
-const UNKNOWN_MODEL: &str = "must be the id of a model from ListModels";
+pub(super) const UNKNOWN_MODEL: &str = "must be the id of a model from ListModels";
 
 /// Verifies the token of each call. Cheap to clone.
 #[derive(Debug, Clone)]

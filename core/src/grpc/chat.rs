@@ -8,6 +8,7 @@ use chatbox_proto::{
     error_code::{ErrorCode, close},
     status::Failure,
     token::Identity,
+    trace::TraceContext,
     v1::{ChatRequest, chat_response as response},
 };
 use prost::Message as _;
@@ -39,6 +40,8 @@ pub(super) struct Connection {
     identity: Identity,
     caller: Sender,
     queue: Queue,
+    /// Where what it asks for belongs in a trace.
+    trace: Option<TraceContext>,
     /// The server is leaving.
     leaving: CancellationToken,
     open: Option<OpenSession>,
@@ -58,7 +61,13 @@ enum Next {
 }
 
 impl Connection {
-    pub(super) fn new(service: &CoreService, identity: Identity, caller: Sender, queue: Queue) -> Self {
+    pub(super) fn new(
+        service: &CoreService,
+        identity: Identity,
+        caller: Sender,
+        queue: Queue,
+        trace: Option<TraceContext>,
+    ) -> Self {
         let limits = service.limits;
         Self {
             sessions: service.sessions.clone(),
@@ -67,6 +76,7 @@ impl Connection {
             identity,
             caller,
             queue,
+            trace,
             leaving: service.leaving.clone(),
             open: None,
             limits,
@@ -200,6 +210,7 @@ impl Connection {
             after_seq: open.after_seq,
             reply: open.reply,
             request_id: request_id.clone(),
+            trace: self.trace,
             created,
             done,
         };

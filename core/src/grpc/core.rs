@@ -9,6 +9,7 @@ use chatbox_proto::{
     v1::{self, core::chat_core_server::ChatCore},
 };
 use futures_util::{Stream, StreamExt as _};
+use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
@@ -16,9 +17,11 @@ use super::{
     auth::{self, Authenticator},
     chat::Connection,
     convert,
+    details::client_timeout,
+    generate::{self, Call, Generate},
     limits::StreamsByUser,
     page::{self, PageSizes},
-    shares,
+    shares, trace,
 };
 use crate::{
     domain::{
@@ -61,6 +64,7 @@ pub(super) struct CoreService {
     pub(super) tasks: TaskTracker,
     pub(super) leaving: CancellationToken,
     pub(super) metrics: Metrics,
+    pub(super) generate: Generate,
 }
 
 type EventStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -81,7 +85,7 @@ impl CoreService {
 #[tonic::async_trait]
 impl ChatCore for CoreService {
     type ChatStream = EventStream<Bytes>;
-    type GenerateStream = EventStream<v1::GenerateResponse>;
+    type GenerateStream = EventStream<Bytes>;
     type DownloadFileStream = EventStream<v1::DownloadFileResponse>;
 
     async fn chat(&self, request: Request<Streaming<Bytes>>) -> Answer<Self::ChatStream> {
@@ -92,7 +96,8 @@ impl ChatCore for CoreService {
         // Held by the answer too: one that nobody reads is still a stream, also after its task has ended.
         let permit = Arc::new(self.streams.enter(&caller.user_id)?);
         let answer_permit = permit.clone();
-        let connection = Box::new(Connection::new(self, identity, caller, queue));
+        let trace = trace::context_or_new(request.metadata().as_ref());
+        let connection = Box::new(Connection::new(self, identity, caller, queue, trace));
         let gauge = self.metrics.subscribers.clone();
         let frames = request.into_inner();
         // A task of its own: frames are taken while events wait for the transport, and the other way round.
@@ -107,9 +112,31 @@ impl ChatCore for CoreService {
         }))))
     }
 
-    async fn generate(&self, request: Request<Streaming<v1::GenerateRequest>>) -> Answer<Self::GenerateStream> {
-        auth::service(&self.authenticator.caller(request.metadata()).await?, "generate")?;
-        Err(Failure::unimplemented().into())
+    async fn generate(&self, request: Request<Streaming<Bytes>>) -> Answer<Self::GenerateStream> {
+        // From here on, so that a token that is slow to be verified does not buy time.
+        let arrived = Instant::now();
+        let identity = self.authenticator.caller(request.metadata()).await?;
+        auth::service(&identity, "generate")?;
+        let permit = Arc::new(self.generate.streams.enter(&identity.user_id)?);
+        let answer_permit = permit.clone();
+        let (metadata, _, frames) = request.into_parts();
+        let headers = metadata.into_headers();
+        let call = Call {
+            trace: trace::context_or_new(&headers),
+            deadline: client_timeout(&headers).and_then(|wanted| arrived.checked_add(wanted)),
+            identity,
+        };
+        let (connection, events) = generate::Connection::new(self, call);
+        let gauge = self.metrics.generate_streams.clone();
+        self.tasks.spawn(async move {
+            gauge.inc();
+            let _left = (Left(gauge), permit);
+            Box::new(connection).run(frames).await;
+        });
+        Ok(Response::new(Box::pin(events.map(move |event| {
+            let _held = &answer_permit;
+            event.map_err(Status::from)
+        }))))
     }
 
     async fn list_models(&self, request: Request<v1::ListModelsRequest>) -> Answer<v1::ListModelsResponse> {

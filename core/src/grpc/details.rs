@@ -15,6 +15,7 @@ use bytes::Bytes;
 use chatbox_proto::{
     FILE_DESCRIPTOR_SET,
     error_code::ErrorCode,
+    spans::Tracer,
     status::{Failure, generic_message, generic_reason},
 };
 use futures_util::FutureExt as _;
@@ -36,6 +37,7 @@ const DETAILS: &str = "grpc-status-details-bin";
 #[derive(Debug, Clone)]
 pub(super) struct DetailsLayer {
     pub(super) metrics: Metrics,
+    pub(super) tracer: Tracer,
     /// Until the head of the answer is there: all of a unary call, the beginning of a stream.
     pub(super) call_timeout: Duration,
 }
@@ -44,7 +46,7 @@ impl<S> Layer<S> for DetailsLayer {
     type Service = Details<S>;
 
     fn layer(&self, inner: S) -> Details<S> {
-        Details { inner, metrics: self.metrics.clone(), call_timeout: self.call_timeout }
+        Details { inner, metrics: self.metrics.clone(), tracer: self.tracer.clone(), call_timeout: self.call_timeout }
     }
 }
 
@@ -53,6 +55,7 @@ impl<S> Layer<S> for DetailsLayer {
 pub(super) struct Details<S> {
     inner: S,
     metrics: Metrics,
+    tracer: Tracer,
     call_timeout: Duration,
 }
 
@@ -70,12 +73,13 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let count =
             Count { metrics: self.metrics.clone(), method: method(request.uri().path()), started: Instant::now() };
         let wanted = client_timeout(request.headers());
         // Made now and not when it is first waited for, so that it is over before tonic's own.
         let deadline = tokio::time::sleep(wanted.map_or(self.call_timeout, |wanted| wanted.min(self.call_timeout)));
+        let mut traced = trace::start(&self.tracer, count.method.name, request.headers_mut());
         let span = trace::span(count.method.name, request.headers());
         let answer = self.inner.call(request).instrument(span);
         Box::pin(async move {
@@ -89,17 +93,23 @@ where
                 () = deadline => too_late().into_http(),
             };
             let (mut head, body) = answer.into_parts();
+            // Of a stream, this is its opening: the rest of it may take hours.
             if head.headers.contains_key(GRPC_STATUS) {
-                count.status(complete(&mut head.headers));
+                let code = complete(&mut head.headers);
+                if code != Code::Ok {
+                    traced.fail(class(code));
+                }
+                count.status(code);
                 return Ok(Response::from_parts(head, body));
             }
+            drop(traced);
             Ok(Response::from_parts(head, Body::new(Trailers { body, count: Some(count) })))
         })
     }
 }
 
 /// The header `grpc-timeout`: at most eight digits and a unit. What is not one is ignored.
-fn client_timeout(headers: &HeaderMap) -> Option<Duration> {
+pub(super) fn client_timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {

@@ -8,6 +8,7 @@ mod chat;
 mod convert;
 mod core;
 mod details;
+mod generate;
 mod limits;
 mod page;
 mod server;
@@ -21,6 +22,7 @@ use crate::domain::entry::{Sender, SenderRole};
 
 pub use self::{
     core::FrameLimits,
+    generate::GenerateLimits,
     page::PageSizes,
     server::{GrpcLimits, GrpcServer, Health, ServeError, Services},
 };

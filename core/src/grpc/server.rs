@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use chatbox_proto::{
     FILE_DESCRIPTOR_SET,
+    spans::Tracer,
     token::Verifier,
     v1::{admin::chat_admin_server::ChatAdminServer, core::chat_core_server::ChatCoreServer},
 };
@@ -18,10 +19,12 @@ use super::{
     auth::Authenticator,
     core::{CoreService, FrameLimits},
     details::DetailsLayer,
+    generate::{Generate, GenerateLimits},
     limits::StreamsByUser,
     page::PageSizes,
 };
 use crate::{
+    generate::Generator,
     llm::registry::Models,
     metrics::Metrics,
     seal::KeyRing,
@@ -70,6 +73,8 @@ pub struct GrpcLimits {
     pub frames: FrameLimits,
     /// Sizes of pages.
     pub pages: PageSizes,
+    /// Limits of `Generate` streams.
+    pub generate: GenerateLimits,
 }
 
 impl GrpcLimits {
@@ -97,6 +102,8 @@ pub struct Services {
     pub rotation: Rotation,
     /// Models.
     pub models: Models,
+    /// Turns without a session.
+    pub generator: Generator,
     /// Tokens.
     pub verifier: Arc<Verifier>,
     /// For page tokens.
@@ -105,6 +112,8 @@ pub struct Services {
     pub limits: GrpcLimits,
     /// Figures.
     pub metrics: Metrics,
+    /// Spans.
+    pub tracer: Tracer,
     /// Where the tasks of streams are counted.
     pub tasks: TaskTracker,
     /// Cancelled when the server begins to leave.
@@ -149,7 +158,20 @@ impl GrpcServer {
     /// What the transport says, or the reflection service of the descriptors.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> Result<(), ServeError> {
         let Self { services, health, tls } = self;
-        let Services { sessions, shares, rotation, models, verifier, ring, limits, metrics, tasks, leaving } = services;
+        let Services {
+            sessions,
+            shares,
+            rotation,
+            models,
+            generator,
+            verifier,
+            ring,
+            limits,
+            metrics,
+            tracer,
+            tasks,
+            leaving,
+        } = services;
         let authenticator = Authenticator::new(verifier);
         let core = CoreService {
             sessions,
@@ -164,6 +186,7 @@ impl GrpcServer {
             tasks,
             leaving,
             metrics: metrics.clone(),
+            generate: Generate::new(generator, limits.generate),
         };
         let core = ChatCoreServer::new(core).max_decoding_message_size(limits.message_bytes);
         let admin = ChatAdminServer::new(AdminService { authenticator, rotation })
@@ -195,7 +218,7 @@ impl GrpcServer {
         let v1alpha = reflection().build_v1alpha()?;
         let incoming = connections(listener, limits.of_connections(), metrics.connections.clone());
         server
-            .layer(DetailsLayer { metrics, call_timeout: limits.call_timeout })
+            .layer(DetailsLayer { metrics, tracer, call_timeout: limits.call_timeout })
             .add_service(core)
             .add_service(admin)
             .add_service(health)

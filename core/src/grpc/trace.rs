@@ -1,30 +1,45 @@
 //! The span of a call: its method, and the W3C trace context that came with it, so that one id finds what the edge and core
 //! have logged about one request.
 
-use http::HeaderMap;
+use chatbox_proto::{
+    spans::{Kind, Span as TracedSpan, Tracer},
+    trace::{TRACEPARENT, TraceContext},
+};
+use http::{HeaderMap, HeaderValue};
 use tracing::Span;
 
 /// The span of a call of `method`.
 pub(super) fn span(method: &'static str, headers: &HeaderMap) -> Span {
     let span = tracing::info_span!("call", rpc.method = method, trace.id = tracing::field::Empty);
-    if let Some(id) = trace_id(headers) {
-        span.record("trace.id", id);
+    if let Some(context) = context(headers) {
+        span.record("trace.id", context.trace_id_hex());
     }
     span
 }
 
-/// The trace id in the header `traceparent` (W3C Trace Context, 3.2). A stranger's text becomes part of a log line only in
-/// the form that the standard gives it.
-fn trace_id(headers: &HeaderMap) -> Option<&str> {
-    let text = headers.get("traceparent")?.to_str().ok()?;
-    let hex = |text: &str, len: usize| {
-        text.len() == len && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    let mut parts = text.split('-');
-    let (version, id, parent) = (parts.next()?, parts.next()?, parts.next()?);
-    // Later versions may add parts; version ff is none, and zeros are no id.
-    let known = hex(version, 2) && version != "ff" && hex(parent, 16) && (version != "00" || parts.count() == 1);
-    (known && hex(id, 32) && id.bytes().any(|byte| byte != b'0')).then_some(id)
+/// The span that a collector is told of. From here on the call belongs to it, if it is one.
+pub(super) fn start(tracer: &Tracer, method: &'static str, headers: &mut HeaderMap) -> TracedSpan {
+    if !tracer.is_on() {
+        return tracer.start("", Kind::Server, None);
+    }
+    let mut span = tracer.start(method, Kind::Server, context(headers));
+    span.set("rpc.system", "grpc");
+    span.set("rpc.method", method);
+    if let Some(value) = span.context().and_then(|context| HeaderValue::try_from(context.to_string()).ok()) {
+        headers.insert(TRACEPARENT, value);
+    }
+    span
+}
+
+/// The place in a trace that came with a call. A stranger's text becomes part of a log line only in the form that the
+/// standard gives it.
+pub(super) fn context(headers: &HeaderMap) -> Option<TraceContext> {
+    TraceContext::parse(headers.get(TRACEPARENT)?.to_str().ok()?)
+}
+
+/// The same, or a new trace: the provider can always be asked about a call by its id.
+pub(super) fn context_or_new(headers: &HeaderMap) -> Option<TraceContext> {
+    Some(context(headers).unwrap_or_else(|| TraceContext::random(false)))
 }
 
 #[cfg(test)]
@@ -32,10 +47,6 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-
-    fn id_in(value: &str) -> Option<String> {
-        trace_id(&HeaderMap::from_iter([("traceparent".parse().unwrap(), value.parse().unwrap())])).map(str::to_owned)
-    }
 
     #[test]
     fn what_is_logged_during_a_call_names_its_method_and_its_trace() {
@@ -56,30 +67,5 @@ mod tests {
             "{text}"
         );
         assert!(lines[0].contains(id) && !lines[1].contains("trace.id"), "{text}");
-    }
-
-    #[test]
-    fn a_trace_context_is_taken_by_its_standard_and_nothing_else_is() {
-        let id = "4bf92f3577b34da6a3ce929d0e0e4736";
-        for good in [
-            format!("00-{id}-00f067aa0ba902b7-01"),
-            format!("cc-{id}-00f067aa0ba902b7-01"),
-            format!("cc-{id}-00f067aa0ba902b7-01-what-will-be"),
-        ] {
-            assert_eq!(id_in(&good).as_deref(), Some(id), "{good}");
-        }
-        for bad in [
-            String::new(),
-            id.to_owned(),
-            format!("ff-{id}-00f067aa0ba902b7-01"),
-            format!("00-{id}-00f067aa0ba902b7-01-more"),
-            format!("00-{id}-00f067aa0ba902b7"),
-            format!("00-{}-00f067aa0ba902b7-01", id.to_uppercase()),
-            format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32)),
-            format!("00-{}-00f067aa0ba902b7-01", &id[1..]),
-            format!("00-{id}-xxx-01"),
-        ] {
-            assert_eq!(id_in(&bad), None, "{bad}");
-        }
     }
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use chatbox_proto::trace::{TRACEPARENT, TraceContext};
 use futures_util::StreamExt;
 
 use super::guard::{Guard, GuardLimits};
@@ -44,6 +45,7 @@ pub(crate) fn prompt() -> Prompt {
         max_output_tokens: 4000,
         user_hash: "u-1".to_owned(),
         conversation: None,
+        ..Prompt::default()
     }
 }
 
@@ -287,6 +289,23 @@ pub(crate) async fn a_redirect_is_not_followed<D: Dialect>() {
     assert_eq!(other.connections(), 0, "the key goes nowhere else");
 }
 
+pub(crate) async fn a_trace_is_told_to_the_service_and_none_is_made_up<D: Dialect>() {
+    let server = ScriptedServer::start(vec![complete::<D>(), complete::<D>()]).await;
+    let provider = D::provider(&server.base_url());
+    let trace = TraceContext::random(true);
+    for trace in [Some(trace), None] {
+        let mut stream = provider.generate(Prompt { trace, ..prompt() }).await.expect("accepted");
+        while stream.next().await.is_some() {}
+    }
+    let told = server.received().iter().map(|request| request.head.contains(TRACEPARENT)).collect::<Vec<_>>();
+    assert_eq!(told, [true, false]);
+    assert!(
+        server.received()[0].head.contains(&format!("{TRACEPARENT}: {trace}\r\n")),
+        "{}",
+        server.received()[0].head
+    );
+}
+
 pub(crate) async fn only_what_may_pass_is_tried_again<D: Dialect>() {
     let quick = GuardLimits { backoff: Duration::from_millis(1), ..GuardLimits::default() };
     let busy = || vec![Step::Head("429 Too Many Requests\r\nretry-after: 0"), Step::End];
@@ -324,6 +343,7 @@ macro_rules! provider_conformance {
             a_refusal_is_typed_and_its_body_thrown_away,
             another_content_type_is_malformed,
             a_redirect_is_not_followed,
+            a_trace_is_told_to_the_service_and_none_is_made_up,
             only_what_may_pass_is_tried_again,
         );
     };

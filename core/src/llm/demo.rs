@@ -150,6 +150,7 @@ mod tests {
             max_output_tokens,
             user_hash: String::new(),
             conversation: None,
+            ..Prompt::default()
         }
     }
 

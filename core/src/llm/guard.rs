@@ -143,7 +143,7 @@ impl Guard {
 #[async_trait]
 impl Provider for Guard {
     async fn generate(&self, prompt: Prompt) -> Result<ChunkStream, ProviderError> {
-        let deadline = Instant::now() + self.limits.total;
+        let deadline = sooner(Instant::now() + self.limits.total, prompt.deadline);
         let prompt_tokens = estimate_prompt_tokens(&prompt.messages);
         let mut retry = 0;
         let attempt = loop {
@@ -179,6 +179,10 @@ impl Provider for Guard {
     async fn settled(&self) {
         self.inner.settled().await;
     }
+}
+
+fn sooner(own: Instant, asked: Option<Instant>) -> Instant {
+    asked.map_or(own, |asked| asked.min(own))
 }
 
 /// A try that has begun to answer.

@@ -5,6 +5,7 @@ use std::error::Error;
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
+use chatbox_proto::trace::{TRACEPARENT, TraceContext};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url, redirect};
 
@@ -194,6 +195,18 @@ pub fn client(url: &Url, connect_timeout: Duration) -> Result<Client, SetupError
     // A plain URL must work on a machine without certificates, so theirs are not loaded for it.
     let builder = if url.scheme() == "http" { builder.tls_certs_only([]) } else { builder };
     builder.build().map_err(|error| SetupError::Client(error.without_url().to_string()))
+}
+
+/// The headers of one request: those of all, and where it belongs in a trace.
+#[must_use]
+pub fn traced(headers: &HeaderMap, trace: Option<TraceContext>) -> HeaderMap {
+    let mut headers = headers.clone();
+    if let Some(trace) = trace
+        && let Ok(value) = HeaderValue::try_from(trace.to_string())
+    {
+        headers.insert(TRACEPARENT, value);
+    }
+    headers
 }
 
 /// The class of a transport failure. `Display` of reqwest is avoided: it holds the URL.

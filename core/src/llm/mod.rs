@@ -4,7 +4,7 @@
 //! timeouts between chunks, retries before the first token and the total limit are the same for all and live in
 //! `guard`. The end of the stream without [`Chunk::Finished`] is an error: a truncated answer must never look complete.
 //!
-//! From a model down to the wire: `route` (the model, then its fallbacks) → `upstream` (one configured provider: `breaker`
+//! From a model down to the wire: `observed` (figures and spans) → `route` (the model, then its fallbacks) → `upstream` (one configured provider: `breaker`
 //! and `queue`) → `guard` (limits, retries) → a dialect (`openai`, `anthropic`, `dify`, `demo`) → `stream` and `http`.
 
 pub mod anthropic;
@@ -13,6 +13,7 @@ pub mod demo;
 pub mod dify;
 pub mod guard;
 pub mod http;
+pub mod observed;
 pub mod openai;
 pub mod queue;
 pub mod registry;
@@ -31,7 +32,10 @@ pub use registry::{Model, ModelInfo, Models, ModelsError};
 pub use tokens::{estimate_message_tokens, estimate_tokens};
 
 use async_trait::async_trait;
+use chatbox_proto::trace::TraceContext;
 use futures_util::stream::BoxStream;
+use serde::Serialize;
+use tokio::time::Instant;
 
 use crate::domain::entry::{FinishReason, Usage};
 
@@ -49,6 +53,42 @@ pub struct Prompt {
     /// What the provider said in [`Chunk::Conversation`] in an earlier turn of the same session: it knows what was said
     /// before. `None`: everything it has to know is in `messages`.
     pub conversation: Option<String>,
+    /// How the model picks its words.
+    pub sampling: Sampling,
+    /// Nobody waits for the answer after this; the provider's own limits hold all the same.
+    pub deadline: Option<Instant>,
+    /// The place in a trace that the request belongs to, which the provider is told.
+    pub trace: Option<TraceContext>,
+}
+
+/// How a model picks its words; what is not set is as the provider has it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Sampling {
+    /// Temperature.
+    pub temperature: Option<f32>,
+    /// Nucleus sampling.
+    pub top_p: Option<f32>,
+    /// Strings that end the output.
+    pub stop: StopStrings,
+}
+
+/// Strings that end the output.
+#[derive(Clone, Default, PartialEq, Eq, Serialize)]
+pub struct StopStrings(pub Vec<String>);
+
+impl StopStrings {
+    /// None is set.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl std::fmt::Debug for StopStrings {
+    /// Without the text: it must not reach a log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StopStrings").field("count", &self.0.len()).finish()
+    }
 }
 
 /// One message of a prompt.

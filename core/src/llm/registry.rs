@@ -3,9 +3,15 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use chatbox_proto::token::{Role, Roles};
+use chatbox_proto::{
+    spans::Tracer,
+    token::{Role, Roles},
+};
 
-use super::{Load, Provider};
+use super::{
+    Load, Provider,
+    observed::{Observed, Observer},
+};
 use crate::domain::entry::Usage;
 
 /// What is known about a model.
@@ -113,6 +119,16 @@ impl Models {
         let position = list.iter().position(|model| model.info.id == default);
         let default = position.ok_or_else(|| ModelsError::UnknownDefault(default.to_owned()))?;
         Ok(Self { list: list.into(), default })
+    }
+
+    /// The same models; each of their turns is told to `observer` and is a span of `tracer`.
+    #[must_use]
+    pub fn observed(&self, observer: &Arc<dyn Observer>, tracer: &Tracer) -> Self {
+        let observe = |model: &Model| {
+            let observed = Observed::new(model.provider.clone(), model.info.clone(), observer.clone(), tracer.clone());
+            Model { info: model.info.clone(), provider: Arc::new(observed) }
+        };
+        Self { list: self.list.iter().map(observe).collect(), default: self.default }
     }
 
     /// The model with this id. `None`: there is no such model (any more).

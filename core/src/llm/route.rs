@@ -59,10 +59,11 @@ impl Route {
 #[async_trait]
 impl Provider for Route {
     async fn generate(&self, prompt: Prompt) -> Result<ChunkStream, ProviderError> {
+        let now = Instant::now();
         let mut turn = Turn {
             candidates: Arc::clone(&self.candidates),
             next: 0,
-            deadline: Instant::now() + self.total,
+            deadline: prompt.deadline.unwrap_or(now + self.total).min(now + self.total),
             prompt,
             lost: None,
             begins: None,

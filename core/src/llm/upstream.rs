@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 
 use async_trait::async_trait;
 use futures_util::{Stream, StreamExt};
+use tokio::time::timeout_at;
 
 use super::breaker::{Breaker, BreakerLimits};
 use super::guard::{Guard, GuardLimits};
@@ -47,7 +48,11 @@ impl Provider for Upstream {
     async fn generate(&self, prompt: Prompt) -> Result<ChunkStream, ProviderError> {
         // Nobody waits for what would be refused.
         self.breaker.check()?;
-        let place = self.queue.enter(&prompt.user_hash).await?;
+        let place = self.queue.enter(&prompt.user_hash);
+        let place = match prompt.deadline {
+            Some(deadline) => timeout_at(deadline, place).await.map_err(|_| ProviderError::Timeout("total"))??,
+            None => place.await?,
+        };
         let stream = self.guard.generate(prompt).await?;
         Ok(Placed { stream, place: Some(place) }.boxed())
     }

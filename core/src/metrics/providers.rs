@@ -106,7 +106,7 @@ mod tests {
             provider: upstream.clone(),
         };
         let models = Models::new(vec![model("a"), model("b")], "a").expect("valid");
-        let text = Metrics::with_models(models).encode();
+        let text = Metrics::with_models(models, &chatbox_proto::spans::Tracer::off()).encode();
         for line in [
             "chatbox_core_provider_breaker{provider=\"p\",phase=\"closed\"} 1",
             "chatbox_core_provider_breaker{provider=\"p\",phase=\"open\"} 0",

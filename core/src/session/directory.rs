@@ -208,6 +208,11 @@ impl Directory {
         self.shared.boot_id
     }
 
+    /// Opaque per user and installation, for abuse detection at a provider.
+    pub(super) fn user_hash(&self, user_id: &str) -> String {
+        self.shared.user_hash(user_id)
+    }
+
     /// The room of a session, opened if need be.
     pub(super) async fn room(&self, id: SessionId) -> Result<RoomHandle, Failure> {
         if let Some(room) = self.live(id) {

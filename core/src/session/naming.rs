@@ -78,7 +78,7 @@ pub(super) fn start(
         let _held = permit;
         let (question, answer) = exchange(&log).await?;
         let asked = if ask {
-            let asking = by_model(&model, &question, &answer, user_hash);
+            let asking = by_model(&model, &question, &answer, user_hash, limits.timeout);
             tokio::time::timeout(limits.timeout, asking).await.ok().flatten()
         } else {
             None
@@ -106,7 +106,7 @@ async fn exchange(log: &SessionLog) -> Option<(String, String)> {
     Some((question?, answer.unwrap_or_default()))
 }
 
-async fn by_model(model: &Model, question: &str, answer: &str, user_hash: String) -> Option<String> {
+async fn by_model(model: &Model, question: &str, answer: &str, user_hash: String, timeout: Duration) -> Option<String> {
     let text = format!("Visitor: {}\n\nAssistant: {}", excerpt(question), excerpt(answer));
     let prompt = Prompt {
         upstream_model: model.info.upstream_model.clone(),
@@ -116,7 +116,9 @@ async fn by_model(model: &Model, question: &str, answer: &str, user_hash: String
         ],
         max_output_tokens: MAX_TOKENS.min(model.info.max_output_tokens),
         user_hash,
-        conversation: None,
+        // The provider need not go on for longer than anybody listens.
+        deadline: Some(tokio::time::Instant::now() + timeout),
+        ..Prompt::default()
     };
     let mut chunks = match model.provider.generate(prompt).await {
         Ok(chunks) => chunks,

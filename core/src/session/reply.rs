@@ -1,7 +1,7 @@
 //! One reply: history to prompt, provider to events. Runs as a task of its own, so that whatever a provider does, a panic
 //! included, ends one reply and nothing else; the room sees a channel that closed without an end.
 
-use chatbox_proto::ids::MessageId;
+use chatbox_proto::{ids::MessageId, trace::TraceContext};
 use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -43,6 +43,8 @@ pub(super) struct ReplyJob {
     pub(super) supersedes: Option<MessageId>,
     pub(super) model: Model,
     pub(super) user_hash: String,
+    /// Where the message that it answers belongs in a trace.
+    pub(super) trace: Option<TraceContext>,
 }
 
 impl ReplyJob {
@@ -94,6 +96,8 @@ impl ReplyJob {
             max_output_tokens: info.max_output_tokens,
             user_hash: self.user_hash.clone(),
             conversation: None,
+            trace: self.trace,
+            ..Prompt::default()
         })
     }
 

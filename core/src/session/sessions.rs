@@ -78,6 +78,12 @@ impl Sessions {
         Self { directory }
     }
 
+    /// Opaque per caller and installation, for abuse detection at a provider.
+    #[must_use]
+    pub fn user_hash(&self, caller: &str) -> String {
+        self.directory.user_hash(caller)
+    }
+
     /// The one gate: the header of a session, if it is the caller's.
     ///
     /// # Errors

@@ -9,11 +9,13 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use chatbox_proto::{error_code::ErrorCode, ids::MessageId, status::Failure};
 use futures_util::stream::BoxStream;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::event;
 use crate::domain::entry::Seq;
@@ -25,6 +27,9 @@ pub struct QueueLimits {
     pub events: usize,
     /// Bytes of their payloads, of which one event counts for a quarter at most.
     pub bytes: usize,
+    /// Between two deltas to one reader: what comes meanwhile is one delta. Zero: each passes at once. Saves the work of
+    /// small frames on a machine that has too much to do.
+    pub merge: Duration,
 }
 
 /// The end of a long reply may be as large as the whole limit, and what follows it is queued before any reader can have
@@ -84,6 +89,8 @@ struct State {
     closed: Option<Closed>,
     /// The reader is gone: nothing more is kept.
     abandoned: bool,
+    /// The reader leaves a delta here until its time: more of the same need not wake it.
+    held: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
 }
@@ -150,6 +157,9 @@ impl Queue {
             return self.push_item(Item::Delta(delta.clone()));
         }
         state.bytes += delta.text.len();
+        if state.held && state.bytes <= self.limits.bytes {
+            return true;
+        }
         self.check(state, false)
     }
 
@@ -226,8 +236,15 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn poll_item(&self, cx: &mut Context<'_>) -> Poll<Result<Item, Closed>> {
+    /// The next item; with `hold`, a delta that nothing waits behind is left here.
+    fn poll_item(&self, cx: &mut Context<'_>, hold: bool) -> Poll<Result<Item, Closed>> {
         let mut state = self.lock();
+        let only_delta = state.items.len() == 1 && matches!(state.items[0], Item::Delta(_) | Item::Merged { .. });
+        state.held = hold && only_delta && state.closed.is_none();
+        if state.held {
+            state.reader = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
         if let Some(item) = state.items.pop_front() {
             state.bytes -= item.bytes(self.limits);
             return Poll::Ready(Ok(item));
@@ -267,6 +284,8 @@ fn wake(mut state: MutexGuard<'_, State>) {
 pub struct QueueStream {
     queue: Queue,
     replay: Option<Replay>,
+    /// Rings when the next delta may go out; made when the first one has.
+    pause: Option<Pin<Box<Sleep>>>,
     ended: bool,
 }
 
@@ -280,7 +299,20 @@ impl QueueStream {
     /// The reading end of `queue`; there is one.
     #[must_use]
     pub fn new(queue: Queue) -> Self {
-        Self { queue, replay: None, ended: false }
+        Self { queue, replay: None, pause: None, ended: false }
+    }
+
+    /// A delta goes out now: the next one not before its time.
+    fn pause(&mut self) {
+        let merge = self.queue.limits.merge;
+        if merge.is_zero() {
+            return;
+        }
+        let until = Instant::now() + merge;
+        match &mut self.pause {
+            Some(pause) => pause.as_mut().reset(until),
+            None => self.pause = Some(Box::pin(sleep_until(until))),
+        }
     }
 }
 
@@ -304,10 +336,16 @@ impl futures_util::Stream for QueueStream {
                     Poll::Ready(None) => self.replay = None,
                 }
             }
-            match std::task::ready!(self.queue.poll_item(cx)) {
+            // Polled before the queue, so that it wakes this task when a delta is left there.
+            let hold = self.pause.as_mut().is_some_and(|pause| pause.as_mut().poll(cx).is_pending());
+            match std::task::ready!(self.queue.poll_item(cx, hold)) {
                 Ok(Item::Event(event)) => return Poll::Ready(Some(Ok(event))),
-                Ok(Item::Delta(delta)) => return Poll::Ready(Some(Ok(delta.encoded))),
+                Ok(Item::Delta(delta)) => {
+                    self.pause();
+                    return Poll::Ready(Some(Ok(delta.encoded)));
+                }
                 Ok(Item::Merged { message_id, started_seq, offset, text }) => {
+                    self.pause();
                     return Poll::Ready(Some(Ok(event::delta(message_id, started_seq, offset, &text))));
                 }
                 Ok(Item::Replay(replay)) => self.replay = Some(replay),
@@ -330,135 +368,4 @@ impl Drop for QueueStream {
 }
 
 #[cfg(test)]
-mod tests {
-    use chatbox_proto::v1::{ChatResponse, chat_response::Event};
-    use futures_util::{FutureExt, StreamExt, stream};
-    use prost::Message as _;
-
-    use super::*;
-
-    const LIMITS: QueueLimits = QueueLimits { events: 4, bytes: 1000 };
-
-    fn delta(id: MessageId, offset: u32, text: &str) -> Delta {
-        Delta { message_id: id, started_seq: 2, offset, text: text.into(), encoded: event::delta(id, 2, offset, text) }
-    }
-
-    fn text_of(bytes: &Bytes) -> (u32, u32, String) {
-        let Some(Event::ReplyDelta(delta)) = ChatResponse::decode(bytes.clone()).unwrap().event else {
-            panic!("not a delta");
-        };
-        (delta.offset, delta.next_offset, delta.text)
-    }
-
-    #[tokio::test]
-    async fn a_reader_that_keeps_up_gets_the_bytes_encoded_once() {
-        let queue = Queue::new(LIMITS);
-        let mut reader = QueueStream::new(queue.clone());
-        let first = delta(MessageId::generate(), 0, "a");
-        queue.push_delta(&first);
-        let got = reader.next().await.unwrap().unwrap();
-        assert_eq!(got.as_ptr(), first.encoded.as_ptr());
-    }
-
-    #[tokio::test]
-    async fn deltas_of_one_reply_merge_while_nobody_reads() {
-        let queue = Queue::new(LIMITS);
-        let mut reader = QueueStream::new(queue.clone());
-        let id = MessageId::generate();
-        for (offset, text) in [(0, "he"), (2, "ll"), (4, "o ü")] {
-            assert!(queue.push_delta(&delta(id, offset, text)));
-        }
-        let event = reader.next().await.unwrap().unwrap();
-        assert_eq!(text_of(&event), (0, 8, "hello ü".to_owned()));
-        assert!(reader.next().now_or_never().is_none());
-    }
-
-    #[tokio::test]
-    async fn deltas_do_not_merge_across_other_events_or_replies() {
-        let queue = Queue::new(LIMITS);
-        let mut reader = QueueStream::new(queue.clone());
-        let (a, b) = (MessageId::generate(), MessageId::generate());
-        queue.push_delta(&delta(a, 0, "x"));
-        queue.push(Bytes::from_static(b"e"));
-        queue.push_delta(&delta(a, 1, "y"));
-        queue.push_delta(&delta(b, 0, "z"));
-        let mut got = Vec::new();
-        while let Some(Some(Ok(event))) = reader.next().now_or_never() {
-            got.push(event.len());
-        }
-        assert_eq!(got.len(), 4);
-    }
-
-    #[tokio::test]
-    async fn a_full_queue_ends_with_a_resumable_failure_and_keeps_nothing() {
-        let queue = Queue::new(LIMITS);
-        let mut reader = QueueStream::new(queue.clone());
-        for _ in 0..4 {
-            assert!(queue.push(Bytes::from_static(b"e")));
-        }
-        assert!(!queue.push(Bytes::from_static(b"e")));
-        let failure = reader.next().await.unwrap().unwrap_err();
-        assert_eq!(failure.reason, "SLOW_CONSUMER");
-        assert!(reader.next().await.is_none());
-    }
-
-    #[tokio::test]
-    async fn merged_deltas_are_bounded_by_bytes() {
-        let queue = Queue::new(LIMITS);
-        let _reader = QueueStream::new(queue.clone());
-        let id = MessageId::generate();
-        let mut offset = 0;
-        while queue.push_delta(&delta(id, offset, "0123456789")) {
-            offset += 10;
-            assert!(offset <= 1000);
-        }
-        assert!(queue.is_closed());
-    }
-
-    #[tokio::test]
-    async fn merging_is_charged_for_what_it_keeps() {
-        let queue = Queue::new(LIMITS);
-        let mut reader = QueueStream::new(queue.clone());
-        let id = MessageId::generate();
-        for n in 0..10_000 {
-            queue.push_delta(&delta(id, n * 2, "a"));
-            queue.push_delta(&delta(id, n * 2 + 1, "b"));
-            assert!(reader.next().await.unwrap().is_ok(), "a reader that keeps up stays, round {n}");
-        }
-        assert_eq!(queue.lock().bytes, 0);
-    }
-
-    #[tokio::test]
-    async fn one_event_alone_is_never_too_much_and_many_large_ones_are() {
-        let queue = Queue::new(QueueLimits { events: 100, ..LIMITS });
-        let mut reader = QueueStream::new(queue.clone());
-        let large = Bytes::from(vec![0; 5 * LIMITS.bytes]);
-        assert!(queue.push(large.clone()) && queue.push(Bytes::from_static(b"e")));
-        for _ in 0..2 {
-            reader.next().await.unwrap().unwrap();
-        }
-        assert!((0..LARGEST_EVENTS).all(|_| queue.push(large.clone())));
-        assert!(!queue.push(large));
-    }
-
-    #[tokio::test]
-    async fn a_replay_comes_before_what_was_pushed_after_it() {
-        let queue = Queue::new(LIMITS);
-        let reader = QueueStream::new(queue.clone());
-        queue.push_replay(stream::iter([Ok(Bytes::from_static(b"1")), Ok(Bytes::from_static(b"2"))]).boxed());
-        queue.push(Bytes::from_static(b"3"));
-        queue.close(Closed::Done);
-        let all: Vec<_> = reader.map(Result::unwrap).collect().await;
-        assert_eq!(all, ["1", "2", "3"]);
-    }
-
-    #[tokio::test]
-    async fn dropping_the_reader_is_noticed() {
-        let queue = Queue::new(LIMITS);
-        let reader = QueueStream::new(queue.clone());
-        assert!(queue.wait_closed().now_or_never().is_none());
-        drop(reader);
-        queue.wait_closed().await;
-        assert!(!queue.push(Bytes::from_static(b"e")));
-    }
-}
+mod tests;

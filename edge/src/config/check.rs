@@ -28,6 +28,7 @@ impl Config {
             mistakes
                 .push("drain.deadline: must be at least drain.notice + drain.jitter + socket.close_timeout".to_owned());
         }
+        mistakes.extend(self.telemetry.check());
         if crate::telemetry::filter(&self.log.filter).is_err() {
             mistakes.push("log.filter: must be like info or info,chatbox_edge=debug".to_owned());
         }
@@ -258,6 +259,8 @@ mod tests {
             ("SOCKET_UNANSWERED_BYTES", "1B"),
             ("HSTS_MAX_AGE", "1h"),
             ("DRAIN_DEADLINE", "2s"),
+            ("TELEMETRY_OTLP_ENDPOINT", "collector:4317"),
+            ("TELEMETRY_SAMPLE_RATIO", "2"),
             ("LOG_FORMAT", "xml"),
             ("LOG_FILTER", "=,="),
             ("MISSPELT", "1"),

@@ -6,6 +6,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use chatbox_proto::{
     settings::{self, ByteSize, Mistakes, Profile, ReadFile, Vars},
+    spans::TelemetryConfig,
     token::TokenConfig,
 };
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,8 @@ pub struct Config {
     pub hsts: HstsConfig,
     /// How the process leaves.
     pub drain: DrainConfig,
+    /// Spans for a collector.
+    pub telemetry: TelemetryConfig,
     /// What is logged.
     pub log: LogConfig,
 }
@@ -64,6 +67,7 @@ impl Default for Config {
             socket: SocketConfig::default(),
             hsts: HstsConfig::default(),
             drain: DrainConfig::default(),
+            telemetry: TelemetryConfig::default(),
             log: LogConfig::default(),
         }
     }

@@ -33,7 +33,7 @@ macro_rules! scripted {
         #[tonic::async_trait]
         impl ChatCore for Scripted {
             type ChatStream = BoxStream<'static, Result<Bytes, Status>>;
-            type GenerateStream = BoxStream<'static, Result<v1::GenerateResponse, Status>>;
+            type GenerateStream = BoxStream<'static, Result<Bytes, Status>>;
             type DownloadFileStream = BoxStream<'static, Result<v1::DownloadFileResponse, Status>>;
 
             async fn chat(&self, request: Request<Streaming<Bytes>>) -> Result<Response<Self::ChatStream>, Status> {
@@ -65,7 +65,7 @@ macro_rules! scripted {
 
             async fn generate(
                 &self,
-                _: Request<Streaming<v1::GenerateRequest>>,
+                _: Request<Streaming<Bytes>>,
             ) -> Result<Response<Self::GenerateStream>, Status> {
                 Err(Status::unimplemented(""))
             }

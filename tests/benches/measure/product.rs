@@ -26,12 +26,17 @@ impl Product {
     /// Starts it, with limits that load does not reach. `model` is the base URL of a provider, if the answers of one are
     /// wanted rather than those of the demo.
     pub(crate) fn start(model: Option<&str>) -> Result<Self> {
+        Self::start_with(model, "")
+    }
+
+    /// The same, with further lines of core's `limits`.
+    pub(crate) fn start_with(model: Option<&str>, limits: &str) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let (address, grpc) = (free_port()?, free_port()?);
         let mut core_config = format!(
             "profile = \"dev\"\nlisten = \"{grpc}\"\nmetrics_listen = \"\"\n{default}\n\
              [store]\nurl = \"sqlite:{data}\"\n[[keys.ring]]\nid = \"k1\"\nkey = \"{KEY}\"\n\
-             [token]\nsecret = \"{SECRET}\"\n[limits]\nframes_per_second = 10000\n[log]\nfilter = \"warn\"\n",
+             [token]\nsecret = \"{SECRET}\"\n[limits]\nframes_per_second = 10000\n{limits}[log]\nfilter = \"warn\"\n",
             default = if model.is_some() { "default_model = \"bench\"" } else { "" },
             data = folder.path().join("chatbox.db").display(),
         );

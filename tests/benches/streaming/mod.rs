@@ -1,5 +1,8 @@
 //! Deltas from a provider's socket to a thousand browsers, all at the same time. Beside it a bare echo with as many messages.
 
+pub(crate) mod added;
+mod direct;
+pub(crate) mod many;
 mod provider;
 
 use std::time::{Duration, Instant};
@@ -70,7 +73,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     let rate = replies * 50;
     let echo = Echo::start()?;
     let mut reference = Load::connect(Peer::Echo(echo.address()), replies as usize)?;
-    let mut bench = Bench::start(replies as usize)?;
+    let mut bench = Bench::start(replies as usize, "")?;
     let mut p50 = Figure::new("delivery, p50", "ms", "echo", Compare::Difference);
     let mut p99 = Figure::new("delivery, p99", "ms", "echo", Compare::Alone).goal(Goal::AtMost(25.0));
     let wanted = f64::from(rate) * 0.99;
@@ -119,17 +122,17 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
 }
 
 impl Bench {
-    fn start(replies: usize) -> Result<Self> {
+    /// A product with so many connections; `limits` are further ones of core.
+    fn start(replies: usize, limits: &str) -> Result<Self> {
         let provider = Provider::start()?;
-        let product = Product::start(Some(&format!("http://{}/v1", provider.address()?)))?;
+        let product = Product::start_with(Some(&format!("http://{}/v1", provider.address()?)), limits)?;
         let load = Load::connect(product.peer(Encoding::Proto, "s"), replies)?;
         Ok(Self { provider, product, load, readers: Vec::new(), rounds: 0 })
     }
 
     /// Everybody asks, everybody gets so many deltas.
     fn round(&mut self, deltas: u32) -> Result<Delivered> {
-        self.rounds += 1;
-        self.readers = vec![Reader::default(); self.load.len()];
+        self.begin(self.load.len());
         let answering = self.ask()?;
         let mut delivered = Delivered::default();
         let before = self.cpu()?;
@@ -144,12 +147,12 @@ impl Bench {
                 self.provider.delta(answering[(sent % count) as usize], due(sent))?;
                 sent += 1;
             }
-            self.receive(&mut delivered)?;
+            self.receive(MILLISECOND, &mut delivered)?;
         }
         let wanted = (count * deltas) as usize;
         while delivered.latencies.len() < wanted {
             ensure!(start.elapsed() < PERIOD * deltas + PATIENCE, "deltas are missing");
-            self.receive(&mut delivered)?;
+            self.receive(MILLISECOND, &mut delivered)?;
         }
         delivered.elapsed = start.elapsed();
         let after = self.cpu()?;
@@ -157,26 +160,43 @@ impl Bench {
         for number in answering {
             self.provider.finish(number)?;
         }
-        let end = Instant::now() + PATIENCE;
-        while !self.readers.iter().all(|reader| reader.finished) {
-            ensure!(Instant::now() < end, "replies did not end");
-            self.provider.serve(Duration::ZERO)?;
-            self.receive(&mut delivered)?;
-        }
+        self.finished()?;
         let bytes = deltas as usize * DELTA_BYTES;
         ensure!(self.readers.iter().all(|reader| reader.bytes == bytes), "a reply has too little or too much text");
         Ok(delivered)
     }
 
-    /// Everybody sends a message; returns when the provider has all questions.
-    fn ask(&mut self) -> Result<Vec<usize>> {
+    /// Another round, for so many readers.
+    fn begin(&mut self, readers: usize) {
+        self.rounds += 1;
+        self.readers = vec![Reader::default(); readers];
+    }
+
+    /// Waits until every reply has ended.
+    fn finished(&mut self) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        while !self.readers.iter().all(|reader| reader.finished) {
+            ensure!(Instant::now() < end, "replies did not end");
+            self.provider.serve(Duration::ZERO)?;
+            self.receive(MILLISECOND, &mut Delivered::default())?;
+        }
+        Ok(())
+    }
+
+    /// The message of this round, as a frame.
+    fn question(&self) -> Result<Vec<u8>> {
         let send = Send {
             client_message_id: format!("m{}", self.rounds),
             text: "Tell me what time it is.".to_owned(),
             file_ids: Vec::new(),
         };
         let request = ChatRequest { request_id: String::new(), frame: Some(Frame::Send(send)) };
-        let frame = self.load.peer().frame(&request).context("the product takes frames")?;
+        self.load.peer().frame(&request).context("the product takes frames")
+    }
+
+    /// Everybody sends a message; returns when the provider has all questions.
+    fn ask(&mut self) -> Result<Vec<usize>> {
+        let frame = self.question()?;
         for connection in 0..self.load.len() {
             self.load.send(connection, &frame)?;
         }
@@ -184,7 +204,7 @@ impl Bench {
         let mut before = Delivered::default();
         loop {
             self.provider.serve(MILLISECOND)?;
-            self.receive(&mut before)?;
+            self.receive(MILLISECOND, &mut before)?;
             let answering = self.provider.answering();
             if answering.len() == self.load.len() {
                 return Ok(answering);
@@ -193,10 +213,10 @@ impl Bench {
         }
     }
 
-    /// Reads what has come, for a millisecond at most.
-    fn receive(&mut self, delivered: &mut Delivered) -> Result<()> {
+    /// Reads what has come, waiting at most so long for it.
+    fn receive(&mut self, wait: Duration, delivered: &mut Delivered) -> Result<()> {
         let Self { load, readers, provider, .. } = self;
-        load.receive(MILLISECOND, |connection, message| {
+        load.receive(wait, |connection, message| {
             let reader = &mut readers[connection];
             match ChatResponse::decode(message)?.event {
                 Some(Event::ReplyDelta(delta)) => {

@@ -10,10 +10,12 @@
 //! [`gate`] that the test opens. Everything that is started ends when its value is dropped.
 
 pub mod client;
+pub mod collector;
 pub mod contract;
 pub mod cores;
 pub mod dev;
 pub mod gate;
+pub mod generate;
 pub mod grpc;
 pub mod history;
 pub mod http;

@@ -108,6 +108,7 @@ async fn what_is_declared_and_not_built_says_so_with_one_error_info() {
     let channel = grpc::channel(stack.addresses().grpc).unwrap();
     let built = [
         "Chat",
+        "Generate",
         "ListModels",
         "CreateSession",
         "GetSession",

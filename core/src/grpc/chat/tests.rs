@@ -21,10 +21,12 @@ use tonic::{
 
 use super::Connection;
 use crate::{
+    generate::Generator,
     grpc::{
         PageSizes,
         auth::{Authenticator, session_caller},
         core::{CoreService, FrameLimits},
+        generate::{Generate, GenerateLimits},
         limits::StreamsByUser,
     },
     metrics::Metrics,
@@ -59,7 +61,7 @@ fn service(core: &Core) -> (CoreService, String) {
         models: core.models.clone(),
         authenticator: Authenticator::new(Arc::new(Verifier::new(&config, None).unwrap())),
         sealer: Arc::new(KeyRing::from_config("k", [("k", key.as_str())]).unwrap().page_token_sealer()),
-        queue: QueueLimits { events: 256, bytes: 1 << 20 },
+        queue: QueueLimits { events: 256, bytes: 1 << 20, merge: std::time::Duration::ZERO },
         limits: FrameLimits {
             frame_bytes: 64 * 1024,
             text_bytes: 32 * 1024,
@@ -72,6 +74,10 @@ fn service(core: &Core) -> (CoreService, String) {
         tasks: TaskTracker::new(),
         leaving: CancellationToken::new(),
         metrics: Metrics::default(),
+        generate: Generate::new(
+            Generator::new(core.models.clone()),
+            GenerateLimits { frame_bytes: 1 << 20, conversation_bytes: 4 << 20, messages: 1_000, streams: 10 },
+        ),
     };
     (service, token)
 }
@@ -110,7 +116,7 @@ async fn a_panic_in_the_task_of_a_stream_ends_that_stream_with_a_failure_and_har
     let caller = session_caller(&identity).unwrap();
     let queue = Queue::new(service.queue);
     let mut events = QueueStream::new(queue.clone());
-    let connection = Box::new(Connection::new(&service, identity, caller, queue));
+    let connection = Box::new(Connection::new(&service, identity, caller, queue, None));
     let typing = request::Frame::Typing(request::Typing { active: true });
     let body = wire(&[request::Frame::Open(request::Open::default()), typing]);
     let frames = Streaming::new_request(PanicsAfter(1), http_body_util::Full::new(body), None, None);

@@ -8,7 +8,7 @@ use reqwest::{Client, Url};
 
 use super::request::Request;
 use super::wire::ReplyDecoder;
-use crate::llm::http::{Access, KeyHeader, SetupError, accepted, client, transport_error};
+use crate::llm::http::{Access, KeyHeader, SetupError, accepted, client, traced, transport_error};
 use crate::llm::stream::{StreamLimits, chunks};
 use crate::llm::{ChunkStream, Prompt, Provider, ProviderError};
 
@@ -77,9 +77,10 @@ impl Provider for Anthropic {
     async fn generate(&self, prompt: Prompt) -> Result<ChunkStream, ProviderError> {
         let request = Request::new(&prompt, self.send_user)?;
         let body = serde_json::to_vec(&request).map_err(|_| ProviderError::Prompt("cannot be written"))?;
+        let headers = traced(&self.headers, prompt.trace);
         // The prompt can be large and the answer takes minutes.
         drop(prompt);
-        let sent = self.client.post(self.url.clone()).headers(self.headers.clone()).body(body).send().await;
+        let sent = self.client.post(self.url.clone()).headers(headers).body(body).send().await;
         let response = accepted(sent.map_err(|error| transport_error(&error))?, ID_HEADER).await?;
         let mut ready = VecDeque::with_capacity(2);
         let request_id = response.headers().get(ID_HEADER).and_then(|value| value.to_str().ok());

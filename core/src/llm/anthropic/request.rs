@@ -7,7 +7,10 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
-use crate::llm::{Prompt, PromptRole, ProviderError};
+use crate::llm::{Prompt, PromptRole, ProviderError, StopStrings};
+
+/// Where the range of the format ends.
+const MAX_TEMPERATURE: f32 = 1.0;
 
 /// The body.
 #[derive(Debug, Serialize)]
@@ -20,6 +23,12 @@ pub(super) struct Request<'a> {
     messages: Vec<Turn<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     metadata: Option<Metadata<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    temperature: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top_p: Option<f32>,
+    #[serde(skip_serializing_if = "StopStrings::is_empty")]
+    stop_sequences: &'a StopStrings,
 }
 
 #[derive(Debug, Serialize)]
@@ -102,6 +111,10 @@ impl<'a> Request<'a> {
         if messages.is_empty() {
             return Err(ProviderError::Prompt("holds no text of a user"));
         }
+        let sampling = &prompt.sampling;
+        if sampling.temperature.is_some_and(|temperature| temperature > MAX_TEMPERATURE) {
+            return Err(ProviderError::Prompt("asks for a temperature above 1"));
+        }
         Ok(Self {
             model: &prompt.upstream_model,
             max_tokens: prompt.max_output_tokens,
@@ -109,6 +122,9 @@ impl<'a> Request<'a> {
             system,
             messages,
             metadata: (send_user && !prompt.user_hash.is_empty()).then_some(Metadata { user_id: &prompt.user_hash }),
+            temperature: sampling.temperature,
+            top_p: sampling.top_p,
+            stop_sequences: &sampling.stop,
         })
     }
 }
@@ -118,7 +134,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::llm::PromptMessage;
+    use crate::llm::{PromptMessage, Sampling};
     use PromptRole::{Assistant, System, User};
 
     fn prompt(messages: &[(PromptRole, &str)]) -> Prompt {
@@ -128,7 +144,7 @@ mod tests {
             messages: messages.iter().map(message).collect(),
             max_output_tokens: 7,
             user_hash: "u".to_owned(),
-            conversation: None,
+            ..Prompt::default()
         }
     }
 
@@ -177,8 +193,26 @@ mod tests {
     }
 
     #[test]
+    fn sampling_goes_out_as_it_was_asked_for_within_the_range_of_the_format() {
+        let mut prompt = prompt(&[(User, "hello")]);
+        for name in ["temperature", "top_p", "stop_sequences"] {
+            assert!(body(&prompt).get(name).is_none(), "{name}");
+        }
+        let stop = StopStrings(vec!["END".to_owned()]);
+        prompt.sampling = Sampling { temperature: Some(0.5), top_p: Some(0.25), stop };
+        let body = body(&prompt);
+        assert_eq!(
+            (&body["temperature"], &body["top_p"], &body["stop_sequences"]),
+            (&json!(0.5), &json!(0.25), &json!(["END"]))
+        );
+        prompt.sampling.temperature = Some(1.5);
+        assert!(matches!(Request::new(&prompt, true), Err(ProviderError::Prompt(_))));
+    }
+
+    #[test]
     fn no_text_is_in_debug_output() {
-        let prompt = prompt(&[(System, "be kind"), (User, "secret")]);
+        let mut prompt = prompt(&[(System, "be kind"), (User, "secret")]);
+        prompt.sampling.stop = StopStrings(vec!["secret".to_owned()]);
         let shown = format!("{:?}", Request::new(&prompt, true).expect("sayable"));
         assert!(!shown.contains("be kind") && !shown.contains("secret"), "{shown}");
     }

@@ -10,7 +10,7 @@ use reqwest::{Client, Response, Url};
 use super::request::Request;
 use super::stop::Stops;
 use super::wire::ReplyDecoder;
-use crate::llm::http::{Access, KeyHeader, Refused, SetupError, accepted, client, transport_error};
+use crate::llm::http::{Access, KeyHeader, Refused, SetupError, accepted, client, traced, transport_error};
 use crate::llm::stream::{StreamLimits, chunks};
 use crate::llm::{ChunkStream, Prompt, Provider, ProviderError};
 
@@ -66,7 +66,8 @@ impl Dify {
         let of_prompt = |error| Refused { error, body: bytes::Bytes::new() };
         let request = Request::new(prompt, user, conversation).map_err(of_prompt)?;
         let body = serde_json::to_vec(&request).map_err(|_| of_prompt(ProviderError::Prompt("cannot be written")))?;
-        let sent = self.client.post(self.url.clone()).headers(self.headers.clone()).body(body).send().await;
+        let headers = traced(&self.headers, prompt.trace);
+        let sent = self.client.post(self.url.clone()).headers(headers).body(body).send().await;
         accepted(sent.map_err(|error| of_prompt(transport_error(&error)))?, ID_HEADER).await
     }
 }

@@ -6,7 +6,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::llm::{Prompt, PromptMessage, PromptRole, ProviderError};
+use crate::llm::{Prompt, PromptMessage, PromptRole, ProviderError, Sampling};
 
 /// The body.
 #[derive(Serialize)]
@@ -34,6 +34,9 @@ impl<'a> Request<'a> {
     /// # Errors
     /// [`ProviderError::Prompt`]: nobody but the model has said anything.
     pub(super) fn new(prompt: &'a Prompt, user: &'a str, conversation: Option<&'a str>) -> Result<Self, ProviderError> {
+        if prompt.sampling != Sampling::default() {
+            return Err(ProviderError::Prompt("asks for sampling, which the application decides"));
+        }
         let said: Vec<_> = prompt.messages.iter().filter(|message| !message.text.trim().is_empty()).collect();
         let known = match conversation {
             Some(_) => {

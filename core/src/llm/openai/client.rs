@@ -10,7 +10,7 @@ use reqwest::{Client, Url};
 use super::request::{OutputLimitField, Request};
 use super::wire::{ReplyDecoder, is_content_filter};
 use crate::domain::entry::FinishReason;
-use crate::llm::http::{Access, KeyHeader, SetupError, accepted, client, transport_error};
+use crate::llm::http::{Access, KeyHeader, SetupError, accepted, client, traced, transport_error};
 use crate::llm::stream::{StreamLimits, chunks};
 use crate::llm::{Chunk, ChunkStream, Prompt, Provider, ProviderError};
 
@@ -112,9 +112,10 @@ impl Provider for OpenAi {
     async fn generate(&self, prompt: Prompt) -> Result<ChunkStream, ProviderError> {
         let request = Request::new(&prompt, self.output_limit_field, self.include_usage, self.send_user);
         let body = serde_json::to_vec(&request).map_err(|_| ProviderError::Prompt("cannot be written"))?;
+        let headers = traced(&self.headers, prompt.trace);
         // The prompt can be large and the answer takes minutes.
         drop(prompt);
-        let sent = self.client.post(self.url.clone()).headers(self.headers.clone()).body(body).send().await;
+        let sent = self.client.post(self.url.clone()).headers(headers).body(body).send().await;
         let response = match accepted(sent.map_err(|error| transport_error(&error))?, ID_HEADER).await {
             Ok(response) => response,
             // Azure's filter strikes at the question by refusing it.

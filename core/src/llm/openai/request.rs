@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::llm::{Prompt, PromptRole};
+use crate::llm::{Prompt, PromptRole, StopStrings};
 
 /// Name of the field that bounds the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +30,12 @@ pub(super) struct Request<'a> {
     max_completion_tokens: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     user: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    temperature: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top_p: Option<f32>,
+    #[serde(skip_serializing_if = "StopStrings::is_empty")]
+    stop: &'a StopStrings,
 }
 
 #[derive(Serialize)]
@@ -65,6 +71,9 @@ impl<'a> Request<'a> {
             max_tokens: bound(OutputLimitField::MaxTokens),
             max_completion_tokens: bound(OutputLimitField::MaxCompletionTokens),
             user: (send_user && !prompt.user_hash.is_empty()).then_some(prompt.user_hash.as_str()),
+            temperature: prompt.sampling.temperature,
+            top_p: prompt.sampling.top_p,
+            stop: &prompt.sampling.stop,
         }
     }
 }
@@ -94,6 +103,7 @@ mod tests {
             max_output_tokens: 7,
             user_hash: user_hash.to_owned(),
             conversation: None,
+            ..Prompt::default()
         }
     }
 

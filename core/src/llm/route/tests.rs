@@ -72,6 +72,7 @@ fn prompt() -> Prompt {
         max_output_tokens: 100,
         user_hash: "u".to_owned(),
         conversation: Some("c-1".to_owned()),
+        ..Prompt::default()
     }
 }
 

@@ -15,6 +15,7 @@ use chatbox_proto::{
     ids::MessageId,
     status::Failure,
     token::Roles,
+    trace::TraceContext,
     v1::{self, chat_response as response},
 };
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -62,6 +63,8 @@ pub struct Attach {
     pub reply: Option<(MessageId, u32)>,
     /// Echoed in `opened`.
     pub request_id: String,
+    /// Where it belongs in a trace.
+    pub trace: Option<TraceContext>,
     /// The session was made for it.
     pub created: bool,
     /// Told when it has joined, or why not.
@@ -73,6 +76,7 @@ struct Subscriber {
     queue: Queue,
     sender: Sender,
     roles: Roles,
+    trace: Option<TraceContext>,
     typing_until: Option<Instant>,
     /// It sends nothing more; the last entry that it may have caused, once nothing of it waits any more.
     half_closed: Option<HalfClosed>,
@@ -130,6 +134,10 @@ impl Subscribers {
             }
         }
         senders
+    }
+
+    pub(super) fn trace(&self, id: SubscriberId) -> Option<TraceContext> {
+        self.attached.iter().find(|s| s.id == id).and_then(|s| s.trace)
     }
 
     pub(super) fn sender(&self, id: SubscriberId) -> Option<&Sender> {
@@ -292,7 +300,7 @@ impl Room {
     }
 
     fn join(&mut self, attach: Attach) {
-        let Attach { queue, sender, roles, after_seq, reply, request_id, created, done } = attach;
+        let Attach { queue, sender, roles, after_seq, reply, request_id, trace, created, done } = attach;
         let head = self.state.head;
         let verdict = match after_seq {
             None => response::ResumeVerdict::Fresh,
@@ -331,7 +339,8 @@ impl Room {
         queue.push(event::encode(response::Event::CaughtUp(response::CaughtUp { seq: head })));
         self.subscribers.last_id += 1;
         let id = SubscriberId(self.subscribers.last_id);
-        self.subscribers.attached.push(Subscriber { id, queue, sender, roles, typing_until: None, half_closed: None });
+        let subscriber = Subscriber { id, queue, sender, roles, trace, typing_until: None, half_closed: None };
+        self.subscribers.attached.push(subscriber);
         self.broadcast_presence(None);
         self.publish_presence(false);
         if done.send(Ok(id)).is_err() {

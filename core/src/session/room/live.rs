@@ -220,6 +220,7 @@ impl Room {
                 supersedes: running.supersedes,
                 model: model.clone(),
                 user_hash: self.shared.user_hash(&self.owner),
+                trace: self.trace,
             };
             self.shared.tasks.spawn(Box::new(job).run(reply.cancel.clone(), sender));
         } else {

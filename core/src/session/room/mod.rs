@@ -14,7 +14,7 @@ mod write;
 
 use std::{collections::BTreeMap, future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use chatbox_proto::{error_code::ErrorCode, ids::MessageId, status::Failure, v1};
+use chatbox_proto::{error_code::ErrorCode, ids::MessageId, status::Failure, trace::TraceContext, v1};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
@@ -195,6 +195,8 @@ pub(super) struct Room {
     writes: Writes,
     reply: Option<LiveReply>,
     naming: Option<Naming>,
+    /// Where the last message that came in here belongs in a trace: the next reply answers it.
+    trace: Option<TraceContext>,
     renewal: Option<Renewal>,
     /// The head as the store told it last.
     store_head: Seq,
@@ -235,6 +237,7 @@ impl Room {
             writes: Writes::default(),
             reply: None,
             naming: None,
+            trace: None,
             renewal: None,
             phase,
             gone: false,
@@ -373,9 +376,11 @@ impl Room {
                 self.answer(origin, Err(too_many_writes()));
             }
             Frame::Send(message) => {
+                self.trace = self.subscribers.trace(subscriber);
                 self.writes.push(Write::new(Op::Send(Box::new(message)), origin).with_roles(roles));
             }
             Frame::Regenerate(id) => {
+                self.trace = self.subscribers.trace(subscriber);
                 self.writes.push(Write::new(Op::Change(Change::Regenerate(id)), origin).with_roles(roles));
             }
             Frame::SelectModel(model) => {

@@ -223,12 +223,13 @@ impl Core {
         model: &str,
         roles: Roles,
     ) -> Result<Client, Failure> {
-        let queue = Queue::new(QueueLimits { events: 256, bytes: 1024 * 1024 });
+        let queue = Queue::new(QueueLimits { events: 256, bytes: 1024 * 1024, merge: std::time::Duration::ZERO });
         let events = QueueStream::new(queue.clone());
         let sender = sender(user);
         let open = patiently(
             "open",
             self.sessions.attach(&sender, session, model, |created, done| Attach {
+                trace: None,
                 queue: queue.clone(),
                 sender: sender.clone(),
                 roles,

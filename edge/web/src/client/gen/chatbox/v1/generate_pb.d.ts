@@ -6,6 +6,7 @@ import type { GenEnum, GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2"
 import type { Message } from "@bufbuild/protobuf";
 import type { Error, ErrorJson } from "./error_pb";
 import type { FinishReason, FinishReasonJson, Usage, UsageJson } from "./session_pb";
+import type { Duration, DurationJson } from "@bufbuild/protobuf/wkt";
 
 /**
  * Describes the file chatbox/v1/generate.proto.
@@ -14,6 +15,9 @@ export declare const file_chatbox_v1_generate: GenFile;
 
 /**
  * A frame of a service that wants LLM output without a session. Needs the scope `generate`.
+ *
+ * Half-close means: finish the turns that were asked for, then OK. The deadline of the call (`grpc-timeout`) is also that of
+ * the running turn, which then ends as `FINISH_REASON_TIMEOUT`.
  *
  * @generated from message chatbox.v1.GenerateRequest
  */
@@ -52,6 +56,9 @@ export declare type GenerateRequest = Message<"chatbox.v1.GenerateRequest"> & {
 /**
  * A frame of a service that wants LLM output without a session. Needs the scope `generate`.
  *
+ * Half-close means: finish the turns that were asked for, then OK. The deadline of the call (`grpc-timeout`) is also that of
+ * the running turn, which then ends as `FINISH_REASON_TIMEOUT`.
+ *
  * @generated from message chatbox.v1.GenerateRequest
  */
 export declare type GenerateRequestJson = {
@@ -84,7 +91,10 @@ export declare type GenerateRequestJson = {
 export declare const GenerateRequestSchema: GenMessage<GenerateRequest, {jsonType: GenerateRequestJson}>;
 
 /**
- * Start a turn. One turn runs at a time; later turns continue the conversation of the stream.
+ * Start a turn. One turn runs at a time, up to 8 more wait for it; later turns continue the conversation of the stream.
+ *
+ * The messages of a turn and its output become part of that conversation when it ends as stopped, at its length or
+ * cancelled. A turn that ends otherwise leaves no trace there and can be started again.
  *
  * @generated from message chatbox.v1.GenerateRequest.Start
  */
@@ -97,7 +107,8 @@ export declare type GenerateRequest_Start = Message<"chatbox.v1.GenerateRequest.
   model: string;
 
   /**
-   * The messages to add to the conversation of this stream, oldest first.
+   * The messages to add to the conversation of this stream, oldest first; at least one. Only the first message of a
+   * conversation may be PROMPT_ROLE_SYSTEM; it takes the place of the model's own instructions.
    *
    * @generated from field: repeated chatbox.v1.GenerateRequest.PromptMessage messages = 2;
    */
@@ -112,7 +123,10 @@ export declare type GenerateRequest_Start = Message<"chatbox.v1.GenerateRequest.
 };
 
 /**
- * Start a turn. One turn runs at a time; later turns continue the conversation of the stream.
+ * Start a turn. One turn runs at a time, up to 8 more wait for it; later turns continue the conversation of the stream.
+ *
+ * The messages of a turn and its output become part of that conversation when it ends as stopped, at its length or
+ * cancelled. A turn that ends otherwise leaves no trace there and can be started again.
  *
  * @generated from message chatbox.v1.GenerateRequest.Start
  */
@@ -125,7 +139,8 @@ export declare type GenerateRequest_StartJson = {
   model?: string;
 
   /**
-   * The messages to add to the conversation of this stream, oldest first.
+   * The messages to add to the conversation of this stream, oldest first; at least one. Only the first message of a
+   * conversation may be PROMPT_ROLE_SYSTEM; it takes the place of the model's own instructions.
    *
    * @generated from field: repeated chatbox.v1.GenerateRequest.PromptMessage messages = 2;
    */
@@ -214,14 +229,14 @@ export declare const GenerateRequest_PromptMessageSchema: GenMessage<GenerateReq
  */
 export declare type GenerateRequest_Parameters = Message<"chatbox.v1.GenerateRequest.Parameters"> & {
   /**
-   * At most this many tokens of output.
+   * At most this many tokens of output: 1 to the model's own limit.
    *
    * @generated from field: optional uint32 max_output_tokens = 1;
    */
   maxOutputTokens?: number | undefined;
 
   /**
-   * Sampling temperature, 0 to 2.
+   * Sampling temperature, 0 to 2. A turn of a provider with another range ends as FINISH_REASON_PROVIDER_ERROR above it.
    *
    * @generated from field: optional float temperature = 2;
    */
@@ -235,7 +250,7 @@ export declare type GenerateRequest_Parameters = Message<"chatbox.v1.GenerateReq
   topP?: number | undefined;
 
   /**
-   * Strings that end the output; at most 4.
+   * Strings that end the output; at most 4, of 1 to 64 characters each.
    *
    * @generated from field: repeated string stop = 4;
    */
@@ -249,14 +264,14 @@ export declare type GenerateRequest_Parameters = Message<"chatbox.v1.GenerateReq
  */
 export declare type GenerateRequest_ParametersJson = {
   /**
-   * At most this many tokens of output.
+   * At most this many tokens of output: 1 to the model's own limit.
    *
    * @generated from field: optional uint32 max_output_tokens = 1;
    */
   maxOutputTokens?: number;
 
   /**
-   * Sampling temperature, 0 to 2.
+   * Sampling temperature, 0 to 2. A turn of a provider with another range ends as FINISH_REASON_PROVIDER_ERROR above it.
    *
    * @generated from field: optional float temperature = 2;
    */
@@ -270,7 +285,7 @@ export declare type GenerateRequest_ParametersJson = {
   topP?: number | "NaN" | "Infinity" | "-Infinity";
 
   /**
-   * Strings that end the output; at most 4.
+   * Strings that end the output; at most 4, of 1 to 64 characters each.
    *
    * @generated from field: repeated string stop = 4;
    */
@@ -284,7 +299,7 @@ export declare type GenerateRequest_ParametersJson = {
 export declare const GenerateRequest_ParametersSchema: GenMessage<GenerateRequest_Parameters, {jsonType: GenerateRequest_ParametersJson}>;
 
 /**
- * Cancel the running turn; its terminal event follows.
+ * Cancel the running turn; its terminal event follows. Nothing happens when none runs: it may have just ended.
  *
  * @generated from message chatbox.v1.GenerateRequest.Cancel
  */
@@ -292,7 +307,7 @@ export declare type GenerateRequest_Cancel = Message<"chatbox.v1.GenerateRequest
 };
 
 /**
- * Cancel the running turn; its terminal event follows.
+ * Cancel the running turn; its terminal event follows. Nothing happens when none runs: it may have just ended.
  *
  * @generated from message chatbox.v1.GenerateRequest.Cancel
  */
@@ -396,12 +411,20 @@ export declare type GenerateResponse = Message<"chatbox.v1.GenerateResponse"> & 
     case: "finished";
   } | {
     /**
-     * A frame failed; the stream lives.
+     * A frame failed; the stream lives. A start that is answered so has no other terminal event.
      *
      * @generated from field: chatbox.v1.Error error = 5;
      */
     value: Error;
     case: "error";
+  } | {
+    /**
+     * The server is leaving: the running turn may finish, nothing else is started.
+     *
+     * @generated from field: chatbox.v1.GenerateResponse.GoingAway going_away = 6;
+     */
+    value: GenerateResponse_GoingAway;
+    case: "goingAway";
   } | { case: undefined; value?: undefined };
 };
 
@@ -440,11 +463,18 @@ export declare type GenerateResponseJson = {
   finished?: GenerateResponse_FinishedJson;
 
   /**
-   * A frame failed; the stream lives.
+   * A frame failed; the stream lives. A start that is answered so has no other terminal event.
    *
    * @generated from field: chatbox.v1.Error error = 5;
    */
   error?: ErrorJson;
+
+  /**
+   * The server is leaving: the running turn may finish, nothing else is started.
+   *
+   * @generated from field: chatbox.v1.GenerateResponse.GoingAway going_away = 6;
+   */
+  goingAway?: GenerateResponse_GoingAwayJson;
 };
 
 /**
@@ -454,13 +484,13 @@ export declare type GenerateResponseJson = {
 export declare const GenerateResponseSchema: GenMessage<GenerateResponse, {jsonType: GenerateResponseJson}>;
 
 /**
- * The provider accepted the turn.
+ * The provider accepted the turn. Once more when a fallback begins again in the middle of it.
  *
  * @generated from message chatbox.v1.GenerateResponse.Started
  */
 export declare type GenerateResponse_Started = Message<"chatbox.v1.GenerateResponse.Started"> & {
   /**
-   * Id of the model that answers.
+   * Id of the model that answers; a fallback's when the one that was asked does not.
    *
    * @generated from field: string model = 1;
    */
@@ -468,13 +498,13 @@ export declare type GenerateResponse_Started = Message<"chatbox.v1.GenerateRespo
 };
 
 /**
- * The provider accepted the turn.
+ * The provider accepted the turn. Once more when a fallback begins again in the middle of it.
  *
  * @generated from message chatbox.v1.GenerateResponse.Started
  */
 export declare type GenerateResponse_StartedJson = {
   /**
-   * Id of the model that answers.
+   * Id of the model that answers; a fallback's when the one that was asked does not.
    *
    * @generated from field: string model = 1;
    */
@@ -488,13 +518,13 @@ export declare type GenerateResponse_StartedJson = {
 export declare const GenerateResponse_StartedSchema: GenMessage<GenerateResponse_Started, {jsonType: GenerateResponse_StartedJson}>;
 
 /**
- * A piece of output.
+ * A piece of output. Pieces are merged while the reader does not keep up.
  *
  * @generated from message chatbox.v1.GenerateResponse.Delta
  */
 export declare type GenerateResponse_Delta = Message<"chatbox.v1.GenerateResponse.Delta"> & {
   /**
-   * The text.
+   * The text, to be appended.
    *
    * @generated from field: string text = 1;
    */
@@ -502,13 +532,13 @@ export declare type GenerateResponse_Delta = Message<"chatbox.v1.GenerateRespons
 };
 
 /**
- * A piece of output.
+ * A piece of output. Pieces are merged while the reader does not keep up.
  *
  * @generated from message chatbox.v1.GenerateResponse.Delta
  */
 export declare type GenerateResponse_DeltaJson = {
   /**
-   * The text.
+   * The text, to be appended.
    *
    * @generated from field: string text = 1;
    */
@@ -522,7 +552,7 @@ export declare type GenerateResponse_DeltaJson = {
 export declare const GenerateResponse_DeltaSchema: GenMessage<GenerateResponse_Delta, {jsonType: GenerateResponse_DeltaJson}>;
 
 /**
- * The turn ended; exactly one per start.
+ * The turn ended; exactly one for each start that was not answered by an error.
  *
  * @generated from message chatbox.v1.GenerateResponse.Finished
  */
@@ -550,7 +580,7 @@ export declare type GenerateResponse_Finished = Message<"chatbox.v1.GenerateResp
 };
 
 /**
- * The turn ended; exactly one per start.
+ * The turn ended; exactly one for each start that was not answered by an error.
  *
  * @generated from message chatbox.v1.GenerateResponse.Finished
  */
@@ -582,4 +612,52 @@ export declare type GenerateResponse_FinishedJson = {
  * Use `create(GenerateResponse_FinishedSchema)` to create a new message.
  */
 export declare const GenerateResponse_FinishedSchema: GenMessage<GenerateResponse_Finished, {jsonType: GenerateResponse_FinishedJson}>;
+
+/**
+ * The server is leaving.
+ *
+ * @generated from message chatbox.v1.GenerateResponse.GoingAway
+ */
+export declare type GenerateResponse_GoingAway = Message<"chatbox.v1.GenerateResponse.GoingAway"> & {
+  /**
+   * Why, as a constant.
+   *
+   * @generated from field: string reason = 1;
+   */
+  reason: string;
+
+  /**
+   * Open another stream after this time.
+   *
+   * @generated from field: google.protobuf.Duration retry_after = 2;
+   */
+  retryAfter?: Duration | undefined;
+};
+
+/**
+ * The server is leaving.
+ *
+ * @generated from message chatbox.v1.GenerateResponse.GoingAway
+ */
+export declare type GenerateResponse_GoingAwayJson = {
+  /**
+   * Why, as a constant.
+   *
+   * @generated from field: string reason = 1;
+   */
+  reason?: string;
+
+  /**
+   * Open another stream after this time.
+   *
+   * @generated from field: google.protobuf.Duration retry_after = 2;
+   */
+  retryAfter?: DurationJson;
+};
+
+/**
+ * Describes the message chatbox.v1.GenerateResponse.GoingAway.
+ * Use `create(GenerateResponse_GoingAwaySchema)` to create a new message.
+ */
+export declare const GenerateResponse_GoingAwaySchema: GenMessage<GenerateResponse_GoingAway, {jsonType: GenerateResponse_GoingAwayJson}>;
 

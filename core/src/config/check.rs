@@ -33,6 +33,7 @@ impl Config {
         }
         self.check_session(&mut mistakes);
         self.check_limits(&mut mistakes);
+        self.alerts.check(self.profile.is_production(), &mut mistakes);
         self.check_generate(&mut mistakes);
         self.check_drain(&mut mistakes);
         mistakes.extend(self.telemetry.check());
@@ -293,13 +294,13 @@ const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-fn within<T: PartialOrd + Display>(setting: &str, value: T, min: T, max: T, mistakes: &mut Vec<String>) {
+pub(super) fn within<T: PartialOrd + Display>(setting: &str, value: T, min: T, max: T, mistakes: &mut Vec<String>) {
     if value < min || value > max {
         mistakes.push(format!("{setting}: must be from {min} to {max}"));
     }
 }
 
-fn times(settings: &[(&str, Duration, Duration, Duration)], mistakes: &mut Vec<String>) {
+pub(super) fn times(settings: &[(&str, Duration, Duration, Duration)], mistakes: &mut Vec<String>) {
     for (setting, value, min, max) in settings {
         if value < min || value > max {
             let (min, max) = (duration::format(*min), duration::format(*max));

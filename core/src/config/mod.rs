@@ -4,6 +4,7 @@
 //!
 //! Every setting is also a variable: see [`chatbox_proto::settings`]. Those of core begin with `CHATBOX_CORE_`.
 
+mod alerts;
 mod bus;
 mod check;
 mod generation;
@@ -21,6 +22,7 @@ use chatbox_proto::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use alerts::{AlertsConfig, ChannelConfig, ChannelKind, RuleConfig, SecurityConfig, ServerConfig};
 pub use bus::BusConfig;
 pub use generation::{KeyPlace, OutputLimit, ProviderConfig, ProviderKind};
 pub use model::{ModelConfig, OnLoss};
@@ -63,6 +65,8 @@ pub struct Config {
     pub session: SessionConfig,
     /// What one client may do, and all together.
     pub limits: LimitsConfig,
+    /// Who is told when something needs people.
+    pub alerts: AlertsConfig,
     /// `Generate` streams.
     pub generate: GenerateConfig,
     /// How the process leaves.
@@ -89,6 +93,7 @@ impl Default for Config {
             models: Vec::new(),
             session: SessionConfig::default(),
             limits: LimitsConfig::default(),
+            alerts: AlertsConfig::default(),
             generate: GenerateConfig::default(),
             drain: DrainConfig::default(),
             telemetry: TelemetryConfig::default(),
@@ -141,6 +146,7 @@ impl Config {
             let name = format!("providers.{name}.api_key");
             mistakes.extend(provider.api_key.read_from(&name, &provider.api_key_file, read_file).err());
         }
+        mistakes.extend(self.alerts.read_secrets(read_file));
         mistakes
     }
 }

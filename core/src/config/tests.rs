@@ -118,6 +118,14 @@ fn every_bad_value_is_named() {
         ("GENERATE_MESSAGES", "0"),
         ("DRAIN_DEADLINE", "20s"),
         ("DRAIN_GRACE", "1h"),
+        ("ALERTS_GIVE_UP", "1s"),
+        ("ALERTS_MAX_PAUSE", "1s"),
+        ("ALERTS_KEEP", "1s"),
+        ("ALERTS_LINK", "example.org"),
+        ("ALERTS_CRASH_STARTS", "1"),
+        ("ALERTS_CRASH_WINDOW", "1s"),
+        ("ALERTS_ABNORMAL_REFUSALS", "0"),
+        ("ALERTS_STORE_DOWN_AFTER", "0s"),
         ("TELEMETRY_OTLP_ENDPOINT", "collector:4317"),
         ("TELEMETRY_SAMPLE_RATIO", "2"),
         ("TELEMETRY_QUEUE_SPANS", "0"),
@@ -290,6 +298,17 @@ fn the_sample_of_providers_is_valid_with_keys_alone() {
 }
 
 #[test]
+fn the_sample_of_alerts_is_valid_with_its_secrets_alone() {
+    let file = good() + include_str!("../../../deployments/alerts.toml");
+    let secrets = |file: &Path| match file.file_name().and_then(|name| name.to_str()) {
+        Some("pager_url") => Ok("https://pager.example.org/".to_owned()),
+        _ => Ok("7LrT2vWc8KdF5hJnZsGa4EuM".to_owned()),
+    };
+    let config = Config::load(Some(&file), &Vars::new(), &secrets).expect("valid");
+    assert_eq!(config.alerts.build().expect("rules").rules.len(), 5);
+}
+
+#[test]
 fn of_several_keys_one_is_named() {
     let two = format!("{}[[keys.ring]]\nid = \"k2\"\nkey = \"{OTHER_KEY}\"\n", good());
     assert_eq!(load(&two, &[]).expect_err("which?"), ["keys.primary: must name one of several keys"]);
@@ -347,8 +366,9 @@ fn every_setting_is_reachable_by_its_variable() {
     let mut found = Vec::new();
     leaves(&shape(&[]).expect("good"), &mut Vec::new(), &mut found);
     assert!(found.len() > 80, "{}", found.len());
-    // Headers have no names until a file gives them some.
-    found.retain(|(path, _)| path.last().is_none_or(|name| name != "headers"));
+    // Headers, channels and rules have no names until a file gives them some.
+    let unnamed = ["headers", "channels", "rules"];
+    found.retain(|(path, _)| path.last().is_none_or(|name| !unnamed.contains(&name.as_str())));
     for (path, value) in found {
         let name = format!("CHATBOX_CORE_{}", path.join("_").to_uppercase());
         let pointer = format!("/{}", path.join("/"));

@@ -4,6 +4,7 @@
 //! opens it. The room is the only writer of its session in this process; across processes the log decides. Nothing here
 //! knows of tonic, of SQL or of a provider's wire format.
 
+pub mod alerts;
 mod context;
 mod cores;
 mod directory;

@@ -7,6 +7,7 @@
 mod conformance;
 pub mod error;
 pub mod mongo;
+pub mod outbox;
 pub mod shares;
 pub mod sqlite;
 
@@ -15,6 +16,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use chatbox_proto::ids::{MessageId, SessionId};
 
+use self::outbox::OutboxStore;
 pub use self::{
     error::{StoreError, StoreErrorKind},
     shares::{Share, ShareCreated, ShareRevoked, ShareStore},
@@ -242,12 +244,13 @@ pub struct Stores {
     pub sessions: Arc<dyn SessionStore>,
     /// Share links.
     pub shares: Arc<dyn ShareStore>,
+    /// Alerts on their way.
+    pub outbox: Arc<dyn OutboxStore>,
 }
 
-impl<S: SessionStore + ShareStore> From<S> for Stores {
-    fn from(store: S) -> Self {
-        let store = Arc::new(store);
-        Self { sessions: store.clone(), shares: store }
+impl<S: SessionStore + ShareStore + OutboxStore> From<Arc<S>> for Stores {
+    fn from(store: Arc<S>) -> Self {
+        Self { sessions: store.clone(), shares: store.clone(), outbox: store }
     }
 }
 

@@ -32,6 +32,7 @@ pub mod provider;
 pub mod proxy;
 pub mod raw_h2;
 pub mod served;
+pub mod smtp;
 pub mod stack;
 pub mod token;
 pub mod tools;

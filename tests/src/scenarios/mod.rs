@@ -1,5 +1,6 @@
 //! One file for each behaviour.
 
+mod alerts;
 mod anthropic;
 mod bad_input;
 mod chaos;

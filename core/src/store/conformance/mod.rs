@@ -6,6 +6,7 @@ pub(super) mod create;
 pub(super) mod keys;
 pub(super) mod list;
 pub(super) mod model;
+pub(super) mod outbox;
 pub(super) mod reading;
 pub(super) mod replies;
 pub(super) mod shares;
@@ -19,17 +20,23 @@ use futures_util::future::join_all;
 
 use super::{
     Append, Appended, Created, Derived, Header, KeyedHash, LogDocument, MessageKey, NewSession, ReplyLease, ReplyRow,
-    RequestKey, SessionStore, ShareStore, SlotRule,
+    RequestKey, SessionStore, ShareStore, SlotRule, Stores,
 };
 use crate::domain::{entry::Seq, time::Timestamp};
 
 /// An empty store of one backend, for one test.
 #[async_trait]
 pub(crate) trait Fixture: Send {
-    /// The store.
-    fn store(&self) -> Arc<dyn SessionStore>;
+    /// The store, all its parts.
+    fn stores(&self) -> Stores;
+    /// Its sessions.
+    fn store(&self) -> Arc<dyn SessionStore> {
+        self.stores().sessions
+    }
     /// Its share links.
-    fn shares(&self) -> Arc<dyn ShareStore>;
+    fn shares(&self) -> Arc<dyn ShareStore> {
+        self.stores().shares
+    }
     /// Closes it and opens it again on the same data.
     async fn reopen(&mut self);
 }
@@ -127,6 +134,15 @@ macro_rules! store_conformance {
                 everything_is_there_after_reopening
                 close_is_idempotent_and_ends_service
                 work_accepted_before_close_is_finished
+            }
+            outbox {
+                an_alert_is_read_back_as_it_was_made
+                of_fifty_racing_equal_alerts_one_is_made
+                alerts_are_claimed_when_they_are_due
+                of_those_who_claim_at_once_one_gets_a_row
+                a_try_settles_what_it_claimed_and_nothing_later
+                alerts_are_listed_page_by_page_oldest_first
+                only_old_delivered_alerts_are_removed
             }
             model {
                 random_histories_agree_with_the_model

@@ -30,6 +30,7 @@ pub(super) struct Connection {
     pub(super) replies: Documents,
     pub(super) values: Documents,
     pub(super) shares: Documents,
+    pub(super) outbox: Documents,
     /// Time for one command.
     pub(super) limit: Duration,
 }
@@ -61,6 +62,7 @@ impl Connection {
             replies: database.collection(schema::REPLIES),
             values: database.collection(schema::VALUES),
             shares: database.collection(schema::SHARES),
+            outbox: database.collection(schema::OUTBOX),
             limit: options.call_timeout,
             client,
             database,

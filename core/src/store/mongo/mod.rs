@@ -31,6 +31,7 @@ mod ends;
 mod fault;
 mod log;
 mod marks;
+mod outbox;
 mod reading;
 mod replies;
 mod schema;

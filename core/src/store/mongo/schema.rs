@@ -13,13 +13,15 @@ pub(super) const REPLIES: &str = "replies";
 pub(super) const SHARES: &str = "shares";
 /// Small values of the installation.
 pub(super) const VALUES: &str = "installation";
+/// Alerts on their way.
+pub(super) const OUTBOX: &str = "outbox";
 /// Written to by those who read.
 pub(super) const BARRIERS: &str = "barriers";
 /// Holds the version.
 const SCHEMA: &str = "schema";
 
 /// The version that this program knows: the number of steps.
-const VERSION: i32 = 3;
+const VERSION: i32 = 4;
 
 /// Brings the database to the current version.
 pub(super) async fn migrate(connection: &Connection) -> Result<(), Fault> {
@@ -41,6 +43,9 @@ pub(super) async fn migrate(connection: &Connection) -> Result<(), Fault> {
     }
     if stored < 3 {
         third_step(connection).await?;
+    }
+    if stored < 4 {
+        fourth_step(connection).await?;
     }
     if stored < VERSION {
         let raise =
@@ -92,8 +97,17 @@ async fn first_step(connection: &Connection) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Sessions that have not ended can be walked, and know since when they stand still.
 async fn second_step(connection: &Connection) -> Result<(), Fault> {
+    let waiting = doc! { "partialFilterExpression": { "state": "waiting" } };
+    let outbox = vec![
+        index("due", doc! { "due": 1, "_id": 1 }, waiting),
+        index("age", doc! { "state": 1, "created": 1, "_id": 1 }, doc! {}),
+    ];
+    create_indexes(connection, OUTBOX, outbox).await
+}
+
+/// Sessions that have not ended can be walked, and know since when they stand still.
+async fn third_step(connection: &Connection) -> Result<(), Fault> {
     let active = index("active", doc! { "ended": 1, "_id": 1 }, doc! { "partialFilterExpression": { "ended": false } });
     create_indexes(connection, SESSIONS, vec![active]).await?;
     let (untouched, now) = (doc! { "touched": { "$exists": false } }, vec![doc! { "$set": { "touched": "$$NOW" } }]);
@@ -102,7 +116,7 @@ async fn second_step(connection: &Connection) -> Result<(), Fault> {
 }
 
 /// Share links.
-async fn third_step(connection: &Connection) -> Result<(), Fault> {
+async fn fourth_step(connection: &Connection) -> Result<(), Fault> {
     let shares = vec![
         index("session", doc! { "session": 1, "_id": -1 }, doc! {}),
         index(

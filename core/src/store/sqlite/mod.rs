@@ -9,6 +9,7 @@ mod fault;
 mod lock;
 mod log;
 mod marks;
+mod outbox;
 mod reader;
 mod replies;
 mod schema;

@@ -11,7 +11,7 @@ use crate::store::{StoreError, StoreErrorKind};
 const APPLICATION_ID: i32 = 0x4368_4278;
 
 /// One step per version; the file's `user_version` counts those that were applied. Steps are never edited, only added.
-const STEPS: [&str; 3] = [
+const STEPS: [&str; 4] = [
     // Tables with large values keep their row id, and with it 4 KiB of a row in its page; the others are their own index.
     // In `log` the append's id stands before the entries, so that looking for it never reads them.
     "CREATE TABLE sessions (
@@ -79,6 +79,21 @@ const STEPS: [&str; 3] = [
         times INTEGER NOT NULL
     ) STRICT;
     INSERT INTO settled VALUES (1, 0);",
+    "CREATE TABLE outbox (
+        id         BLOB NOT NULL PRIMARY KEY CHECK (length(id) = 16),
+        channel    TEXT NOT NULL,
+        event      TEXT NOT NULL,
+        session_id BLOB CHECK (length(session_id) = 16),
+        seq        INTEGER,
+        detail     TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        due_at     INTEGER NOT NULL,
+        attempts   INTEGER NOT NULL,
+        state      INTEGER NOT NULL CHECK (state IN (0, 1, 2)),
+        error      TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX outbox_due ON outbox (due_at, id) WHERE state = 0;
+    CREATE INDEX outbox_by_age ON outbox (state, created_at, id);",
     // When the folded state was written, by this machine's clock. The index changes when a session is made or ends, not with
     // every append.
     "ALTER TABLE sessions ADD COLUMN touched INTEGER NOT NULL DEFAULT 0;

@@ -12,7 +12,7 @@ use mongodb::{Client, Database, bson::Document};
 
 use super::{MongoOptions, MongoStore};
 use crate::store::{
-    SessionStore, ShareStore,
+    SessionStore, Stores,
     conformance::{Fixture, store_conformance},
 };
 
@@ -55,12 +55,8 @@ impl MongoFixture {
 
 #[async_trait]
 impl Fixture for MongoFixture {
-    fn store(&self) -> Arc<dyn SessionStore> {
-        Arc::clone(&self.store) as Arc<dyn SessionStore>
-    }
-
-    fn shares(&self) -> Arc<dyn ShareStore> {
-        Arc::clone(&self.store) as Arc<dyn ShareStore>
+    fn stores(&self) -> Stores {
+        Arc::clone(&self.store).into()
     }
 
     async fn reopen(&mut self) {

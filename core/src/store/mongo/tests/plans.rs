@@ -5,7 +5,10 @@ use mongodb::bson::doc;
 use super::*;
 use crate::{
     domain::time::Timestamp,
-    store::{Append, Appended, Derived, MessageKey, NewSession, ReplyRow, RequestKey, SessionQuery, SlotRule},
+    store::{
+        Append, Appended, Derived, MessageKey, NewSession, ReplyRow, RequestKey, SessionQuery, SlotRule,
+        outbox::{AlertRow, AlertState, Attempted, OutboxStore},
+    },
 };
 use chatbox_proto::ids::MessageId;
 use futures_util::TryStreamExt as _;
@@ -115,9 +118,37 @@ async fn everything(store: &dyn SessionStore) {
     store.session(id).await.unwrap();
 }
 
+async fn all_of_the_outbox(store: &dyn OutboxStore) {
+    let at = Timestamp::from_millis;
+    for number in 0..60 {
+        let row = AlertRow {
+            id: [number; 16],
+            channel: "mail".to_owned(),
+            event: "provider_down".to_owned(),
+            entry: None,
+            detail: String::new(),
+            created_at: at(i64::from(number)),
+            due_at: at(i64::from(number)),
+            attempts: 0,
+            state: AlertState::Waiting,
+            error: String::new(),
+        };
+        store.enqueue(row.clone()).await.unwrap();
+        store.enqueue(row).await.unwrap();
+    }
+    for row in store.claim(at(20), at(90), 10).await.unwrap() {
+        store.settle(row.id, 1, Attempted::Delivered).await.unwrap();
+    }
+    for state in [AlertState::Waiting, AlertState::Delivered] {
+        store.alerts(state, None, 5).await.unwrap();
+        store.alerts(state, Some((at(7), [7; 16])), 5).await.unwrap();
+    }
+    assert_eq!(store.prune_delivered(at(5), 3).await.unwrap(), 3);
+}
+
 /// What the server recorded that grows with the collection instead of with the answer.
 async fn offences(database: &Database) -> Vec<String> {
-    let ours = doc! { "ns": { "$regex": r"\.(sessions|log|replies|installation)$" } };
+    let ours = doc! { "ns": { "$regex": r"\.(sessions|log|replies|installation|outbox)$" } };
     let profile: Vec<Document> =
         database.collection("system.profile").find(ours).await.unwrap().try_collect().await.unwrap();
     assert!(profile.len() > 500, "the server recorded {} operations", profile.len());
@@ -150,6 +181,7 @@ async fn every_call_is_answered_from_an_index() {
     run(database, doc! { "create": "system.profile", "capped": true, "size": 64 << 20 }).await;
     run(database, doc! { "profile": 2 }).await;
     everything(&*fixture.store).await;
+    all_of_the_outbox(&*fixture.store).await;
     run(database, doc! { "profile": 0 }).await;
     assert_eq!(offences(database).await, Vec::<String>::new());
     // What would be noticed.

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 
 use super::{SqliteOptions, SqliteStore};
 use crate::store::{
-    SessionStore, ShareStore,
+    Stores,
     conformance::{Fixture, store_conformance},
 };
 
@@ -41,12 +41,8 @@ impl SqliteFixture {
 
 #[async_trait]
 impl Fixture for SqliteFixture {
-    fn store(&self) -> Arc<dyn SessionStore> {
-        Arc::clone(&self.store) as Arc<dyn SessionStore>
-    }
-
-    fn shares(&self) -> Arc<dyn ShareStore> {
-        Arc::clone(&self.store) as Arc<dyn ShareStore>
+    fn stores(&self) -> Stores {
+        Arc::clone(&self.store).into()
     }
 
     async fn reopen(&mut self) {

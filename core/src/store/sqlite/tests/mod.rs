@@ -13,7 +13,7 @@ use async_trait::async_trait;
 
 use super::{SqliteOptions, SqliteStore};
 use crate::store::{
-    Stores,
+    SessionStore, Stores,
     conformance::{Fixture, store_conformance},
 };
 

@@ -224,10 +224,16 @@ pub(crate) enum SessionsAction {
     },
 }
 
-/// Operate a running instance. Needs a token with the role admin; with a data folder one is made.
+/// Operate a running instance. Needs a token with the role `chat_admin` or `admin`; with a data folder one is made.
+///
+/// Everything is written into the audit trail before it is done, with the reason that you give.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
 Examples:
+  chatbox admin --user ann queue --reason 'my shift'
+  chatbox admin --user ann takeover 0190f3c2-7b1e-7c3a-9d52-5b8e2f6a1c04 --reason 'asked for a person'
+  chatbox admin --user ann release 0190f3c2-7b1e-7c3a-9d52-5b8e2f6a1c04 --reason 'all is clear'
+  chatbox admin audit --reason 'monthly review' --filter 'actor = \"ann\"' --json | jq .reason
   chatbox admin rotate-keys --reason 'yearly rotation'
   CHATBOX_TOKEN=… chatbox admin --grpc https://core.example.com:50051 rotate-keys --reason 'k1 may have leaked'")]
 pub(crate) struct AdminArgs {
@@ -242,10 +248,78 @@ pub(crate) struct AdminArgs {
 
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum AdminAction {
+    /// Who waits for a person and who is held by one, those that wait the longest first.
+    Queue {
+        /// Why; kept in the audit trail, 1 to 500 bytes.
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+        /// Go on and print every change, until Ctrl-C.
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Show any session with its newest messages.
+    Show {
+        /// The session.
+        id: String,
+        /// Why; kept in the audit trail, 1 to 500 bytes.
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+    /// Take a session over and talk to its visitor: lines of standard input are your messages. The assistant is silent until
+    /// the session is released, which leaving does not do.
+    Takeover {
+        /// The session.
+        id: String,
+        /// Why; kept in the audit trail, 1 to 500 bytes.
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+        /// Take it over and leave it at that: it goes back to the queue unless you come to talk in time.
+        #[arg(long)]
+        no_chat: bool,
+    },
+    /// Give a session back to the assistant, which starts no reply before the next message of the visitor.
+    Release {
+        /// The session.
+        id: String,
+        /// Why; kept in the audit trail, 1 to 500 bytes.
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+    /// Pass a session that you hold to another admin.
+    Reassign {
+        /// The session.
+        id: String,
+        /// The other admin's user id.
+        #[arg(long, value_name = "USER")]
+        to: String,
+        /// Why; kept in the audit trail, 1 to 500 bytes.
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+    /// End any session; its history stays readable.
+    End {
+        /// The session.
+        id: String,
+        /// Why; kept in the audit trail, 1 to 500 bytes.
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+    /// The audit trail, newest first.
+    Audit {
+        /// Why; kept in the audit trail, 1 to 500 bytes.
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+        /// Like `actor = "ann" AND create_time >= "2026-01-01T00:00:00Z"`; also over `action` and `session_id`.
+        #[arg(long, value_name = "FILTER", default_value = "", hide_default_value = true)]
+        filter: String,
+        /// At most this many.
+        #[arg(long, value_name = "COUNT", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        limit: u32,
+    },
     /// Wrap the data keys of all sessions anew under the primary key of the ring, while they are used. May be interrupted
     /// and begun again. First give every core a ring with the new key, then make it the primary one everywhere.
     RotateKeys {
-        /// Why; written to core's log, at most 500 bytes.
+        /// Why; kept in the audit trail, 1 to 500 bytes.
         #[arg(long, value_name = "TEXT")]
         reason: String,
     },
@@ -306,6 +380,15 @@ mod tests {
             let Ok(Command::Sessions(args)) = parse(line) else { panic!("{line}") };
             assert_eq!((args.server.grpc.as_str(), args.server.user.as_str()), ("http://h:1", "bob"), "{line}");
         }
+    }
+
+    #[test]
+    fn nothing_is_done_to_a_session_without_a_reason() {
+        for line in ["queue", "show s", "takeover s", "release s", "reassign s --to bob", "end s", "audit"] {
+            assert!(parse(&format!("chatbox admin {line}")).is_err(), "{line}");
+            assert!(parse(&format!("chatbox admin {line} --reason why --user ann --json")).is_ok(), "{line}");
+        }
+        assert!(parse("chatbox admin reassign s --reason why").is_err());
     }
 
     #[test]

@@ -55,6 +55,9 @@ impl Interceptor for Bearer {
 /// Client of `ChatCore` as one caller.
 pub(crate) type Core = ChatCoreClient<InterceptedService<Channel, Bearer>>;
 
+/// Client of `ChatAdmin` as one caller.
+pub(crate) type Team = ChatAdminClient<InterceptedService<Channel, Bearer>>;
+
 /// Where the token comes from.
 #[derive(Debug)]
 enum Credentials {
@@ -133,9 +136,15 @@ impl Client {
         Ok(Bearer(bearer))
     }
 
+    /// The calls of the team.
+    pub(crate) fn team(&self) -> Result<Team> {
+        let team = ChatAdminClient::with_interceptor(self.channel.clone(), self.bearer()?);
+        Ok(team.max_decoding_message_size(MAX_ANSWER))
+    }
+
     /// Starts a rotation of the data keys; it runs for as long as the answers are read.
     pub(crate) async fn rotate_keys(&self, reason: &str) -> Result<Streaming<RotateKeysResponse>> {
-        let mut admin = ChatAdminClient::with_interceptor(self.channel.clone(), self.bearer()?);
+        let mut admin = self.team()?;
         // Without a time limit: there may be millions of keys.
         let answer = admin.rotate_keys(RotateKeysRequest { reason: reason.to_owned() }).await;
         answer.map(tonic::Response::into_inner).map_err(|status| self.explain(&status))
@@ -220,6 +229,11 @@ impl Client {
         Err(anyhow!("the session is too long for this command"))
     }
 
+    /// What a call answered, or its failure in one line.
+    pub(crate) fn explained<T>(&self, answer: Result<tonic::Response<T>, Status>) -> Result<T> {
+        answer.map(tonic::Response::into_inner).map_err(|status| self.explain(&status))
+    }
+
     /// A failed call in one line, with what to do about it.
     pub(crate) fn explain(&self, status: &Status) -> anyhow::Error {
         let failure = Failure::from(status);
@@ -245,7 +259,8 @@ pub(crate) fn describe(failure: &Failure) -> String {
     plain_line(&format!("{}{}", failure.message, wait.unwrap_or_default()))
 }
 
-fn request<T>(message: T) -> Request<T> {
+/// A request that gives up some time after the server would have.
+pub(crate) fn request<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(ANSWER_WITHIN);
     request

@@ -15,7 +15,7 @@ use tokio::{net::TcpListener, sync::watch as channel, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    configured::{grpc_limits, listen, listen_operators, open_store, server_tls, session_limits},
+    configured::{grpc_limits, listen, listen_admin, listen_operators, open_store, server_tls, session_limits},
     peers::Peers,
 };
 use crate::{
@@ -31,17 +31,17 @@ use crate::{
     session::{
         Directory, Parts, Sessions, Shares,
         alerts::{Alerts, Starts},
-        register::Register,
+        audit::AuditTrail,
         rotation::Rotation,
         verify::Verifier as PayloadVerifier,
     },
     store::{SessionStore, Stores},
 };
 
-pub use crate::session::verify::{Finding, Verified};
-
-/// A core whose row in the register has not moved for this long is dead.
-const CORE_LAPSE: Duration = Duration::from_secs(10);
+pub use crate::session::{
+    audit::Audited,
+    verify::{Finding, Verified},
+};
 
 /// How often the store is asked whether it serves.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
@@ -56,7 +56,6 @@ pub struct App {
     generator: Generator,
     server: GrpcServer,
     verifier: Arc<Verifier>,
-    register: Register,
     alerts: Alerts,
     models: Models,
     metrics: Metrics,
@@ -64,6 +63,7 @@ pub struct App {
     streams: TaskTracker,
     leaving: CancellationToken,
     grpc: TcpListener,
+    admin: Option<TcpListener>,
     operators: Option<TcpListener>,
 }
 
@@ -108,10 +108,10 @@ impl App {
             tracing::warn!(%error, "token.jwks_url: the key set could not be read, trying again later");
         }
         let stores = open_store(&config).await?;
-        let Stores { sessions, shares, outbox } = stores;
+        let Stores { sessions, shares, outbox, handoffs, audit } = stores;
         let store = wrap(sessions);
         let secret = match seal::self_test(&ring, &*store).await {
-            Ok(secret) => secret,
+            Ok(secret) => Arc::new(secret),
             Err(error) => {
                 store.close().await;
                 return Err(error).context("keys.ring: the self-test failed");
@@ -119,11 +119,18 @@ impl App {
         };
         // The listeners last, so that a port that listens is a core that can serve.
         let bound = async {
-            let peers = Box::pin(Peers::join(&config, store.clone())).await?;
-            let grpc = listen("listen", config.listen)?;
-            anyhow::Ok((peers, grpc, listen_operators(&config)?))
+            let peers = Box::pin(Peers::join(&config, store.clone(), &ring)).await?;
+            let listeners =
+                || Ok((listen("listen", config.listen)?, listen_admin(&config)?, listen_operators(&config)?));
+            match listeners() {
+                Ok((grpc, admin, operators)) => anyhow::Ok((peers, grpc, admin, operators)),
+                Err(error) => {
+                    peers.leave().await;
+                    Err(error)
+                }
+            }
         };
-        let (peers, grpc, operators) = match bound.await {
+        let (peers, grpc, admin, operators) = match bound.await {
             Ok(bound) => bound,
             Err(error) => {
                 store.close().await;
@@ -139,23 +146,25 @@ impl App {
         let (streams, leaving) = (TaskTracker::new(), CancellationToken::new());
         let directory = Directory::new(Parts {
             store: store.clone(),
+            handoffs,
+            shares: shares.clone(),
             bus: peers.bus.clone(),
             models: models.clone(),
             ring: ring.clone(),
-            secret,
+            secret: secret.clone(),
             limits: session_limits(&config),
             metrics: metrics.clone(),
         });
         let call = config.store.call_timeout;
         let rules = config.alerts.build().map_err(anyhow::Error::msg)?;
         let alerts = Alerts::new(outbox, Arc::new(directory.clone()), rules, call, metrics.clone());
-        let register = Register::new(store.clone(), directory.boot_id(), &ring, CORE_LAPSE, call);
         let sessions = Sessions::new(directory.clone());
         let generator = Generator::new(models.clone());
         let services = Services {
             shares: Shares::new(sessions.clone(), shares),
             sessions,
-            rotation: Rotation::new(store.clone(), ring.clone(), register.clone(), call),
+            audit: AuditTrail::new(audit, secret, call),
+            rotation: Rotation::new(store.clone(), ring.clone(), peers.register.clone(), call),
             models: models.clone(),
             generator: generator.clone(),
             verifier: verifier.clone(),
@@ -175,7 +184,6 @@ impl App {
             generator,
             server,
             verifier,
-            register,
             alerts,
             models,
             metrics,
@@ -183,6 +191,7 @@ impl App {
             streams,
             leaving,
             grpc,
+            admin,
             operators,
         })
     }
@@ -193,6 +202,12 @@ impl App {
     /// When the system does not tell.
     pub fn grpc_addr(&self) -> std::io::Result<SocketAddr> {
         self.grpc.local_addr()
+    }
+
+    /// Where admins connect to, if that is a place of its own.
+    #[must_use]
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
     /// Where `/metrics` is, if it is served.
@@ -214,7 +229,6 @@ impl App {
             generator,
             server,
             verifier,
-            register,
             alerts,
             models,
             metrics,
@@ -222,6 +236,7 @@ impl App {
             streams,
             leaving,
             grpc,
+            admin,
             operators,
         } = self;
         let health = server.health();
@@ -231,12 +246,8 @@ impl App {
             (leaving.clone().drop_guard(), stop_accepting.clone().drop_guard(), stop.clone().drop_guard());
         let ready = operators::Ready::default();
 
-        // Before the first session can be made here: whoever rotates keys has to know of this core.
-        if let Err(error) = register.renew().await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the register of cores could not be entered");
-        }
         let background = TaskTracker::new();
-        let mut serving = background.spawn(server.serve(grpc, stop_accepting.clone()));
+        let mut serving = background.spawn(server.serve(grpc, admin, stop_accepting.clone()));
         if let Some(listener) = operators {
             let serve = operators::serve(listener, metrics.clone(), ready.clone(), stop.clone());
             background.spawn(serve);
@@ -246,8 +257,6 @@ impl App {
             background.spawn(exporter.run(stop.clone().cancelled_owned()));
         }
         background.spawn(directory.clone().run(stop.clone()));
-        let entry = register.clone();
-        background.spawn(until(stop.clone(), async move { entry.keep().await }));
         background.spawn(until(stop.clone(), async move { verifier.keep_fresh().await }));
         let (starts, stored) = watch::start(alerts, models, &metrics, &store, &config, &leaving, &background);
         let probe = Probe {
@@ -276,12 +285,15 @@ impl App {
             }
         }
 
+        // Nobody must take this core for dead while it leaves.
+        let (entry, entered) = (peers.register.clone(), CancellationToken::new());
+        background.spawn(until(entered.clone(), async move { entry.keep().await }));
         let leaving = Leaving {
             store,
             peers,
+            entered,
             directory,
             generator,
-            register,
             starts,
             metrics,
             streams,
@@ -301,9 +313,10 @@ impl App {
 struct Leaving {
     store: Arc<dyn SessionStore>,
     peers: Peers,
+    /// Ends the renewals of this core's row.
+    entered: CancellationToken,
     directory: Directory,
     generator: Generator,
-    register: Register,
     starts: Starts,
     metrics: Metrics,
     streams: TaskTracker,
@@ -320,9 +333,9 @@ impl Leaving {
         let Self {
             store,
             peers,
+            entered,
             directory,
             generator,
-            register,
             starts,
             metrics,
             streams,
@@ -360,10 +373,9 @@ impl Leaving {
             directory.drained().await;
             streams.close();
             streams.wait().await;
-            // Its row would lapse all the same.
-            let _ = register.leave().await;
             // Without it this end counts as a crash, for a while.
             let _ = starts.leave().await;
+            entered.cancel();
             peers.leave().await;
             store.close().await;
             stop.cancel();
@@ -399,6 +411,22 @@ pub async fn verify_payloads(
     };
     let verified = verified.await;
     store.close().await;
+    verified
+}
+
+/// Follows the chain of the audit trail of a configuration, for `audit verify`. An embedded store must not be open elsewhere.
+///
+/// # Errors
+/// When the store or the ring cannot be opened, or the store fails meanwhile; faults of the trail are none.
+pub async fn verify_audit(config: &Config) -> anyhow::Result<Audited> {
+    let ring = KeyRing::from_config(config.keys.primary_id().unwrap_or_default(), config.keys.pairs())?;
+    let stores = open_store(config).await?;
+    let verified = async {
+        let secret = seal::self_test(&ring, &*stores.sessions).await.context("keys.ring: the self-test failed")?;
+        Ok(AuditTrail::new(stores.audit, Arc::new(secret), config.store.call_timeout).verify().await?)
+    };
+    let verified = verified.await;
+    stores.sessions.close().await;
     verified
 }
 

@@ -43,6 +43,18 @@ enum Command {
         #[command(subcommand)]
         command: KeysCommand,
     },
+    /// The audit trail: what admins have read and done.
+    Audit {
+        #[command(subcommand)]
+        command: AuditCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum AuditCommand {
+    /// Follow the chain of the audit trail: exit code 1 when a record was changed, taken out or does not open. Changes
+    /// nothing. A core on an embedded store has to be stopped first.
+    Verify,
 }
 
 #[derive(Debug, Subcommand)]
@@ -76,6 +88,7 @@ fn main() -> ExitCode {
     let result = match args.command {
         Some(Command::Health) => health(&config),
         Some(Command::Keys { command: KeysCommand::Verify }) => verify(&config),
+        Some(Command::Audit { command: AuditCommand::Verify }) => verify_audit(&config),
         // Answered before the configuration is read.
         Some(Command::Keys { command: KeysCommand::Generate }) | None => serve(config),
     };
@@ -154,6 +167,16 @@ fn verify(config: &Config) -> anyhow::Result<()> {
     let app::Verified { sessions, entries, erased, findings } = verified?;
     show(&format!("{sessions} sessions ({erased} erased), {entries} entries, {findings} findings\n"));
     anyhow::ensure!(findings == 0, "{findings} values are not as they were sealed");
+    Ok(())
+}
+
+fn verify_audit(config: &Config) -> anyhow::Result<()> {
+    let app::Audited { records, faults, faulty } = runtime()?.block_on(app::verify_audit(config))?;
+    for (seq, fault) in faults {
+        show(&format!("record {seq}: {fault}\n"));
+    }
+    show(&format!("{records} records, {faulty} faults\n"));
+    anyhow::ensure!(faulty == 0, "{faulty} records are not as they were written");
     Ok(())
 }
 

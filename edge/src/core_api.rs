@@ -45,10 +45,10 @@ impl fmt::Debug for Caller {
     }
 }
 
-/// A unary call of `ChatCore`.
+/// A unary call of core.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Call {
-    /// Name of the method, like `ListModels`.
+    /// Name of the method, like `ListModels`; those of the team with their service, like `ChatAdmin/TakeOver`.
     pub method: &'static str,
     /// It changes something: when its answer is lost, its outcome is unknown.
     pub writes: bool,
@@ -207,7 +207,8 @@ impl CoreApi for GrpcCore {
     }
 
     async fn call(&self, call: Call, caller: &Caller, message: Bytes) -> Result<Bytes, Failure> {
-        let path = format!("/chatbox.v1.ChatCore/{}", call.method);
+        let service = if call.method.contains('/') { "" } else { "ChatCore/" };
+        let path = format!("/chatbox.v1.{service}{}", call.method);
         let (mut span, traceparent) = self.span(call.method, caller);
         self.unary(&path, request(caller, &traceparent, message)?).await.map_err(|status| {
             span.fail(class(&status));

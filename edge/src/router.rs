@@ -9,7 +9,7 @@ use axum::{
 
 use crate::{
     headers,
-    http::{error, health, messages, models, observe, pages, sessions, shares},
+    http::{admin, error, health, messages, models, observe, pages, sessions, shares},
     state::Edge,
     ws,
 };
@@ -26,6 +26,13 @@ pub(crate) fn public(edge: &Arc<Edge>) -> Router {
         .route("/sessions/{session_id}/shares", get(shares::list).post(shares::create))
         .route("/sessions/{session_id}/shares/{share_id}/revoke", post(shares::revoke))
         .route("/shared/{share_id}", get(shares::shown))
+        // People of the team.
+        .route("/admin/sessions/{session_id}", get(admin::get))
+        .route("/admin/sessions/{session_id}/takeover", post(admin::take_over))
+        .route("/admin/sessions/{session_id}/release", post(admin::release))
+        .route("/admin/sessions/{session_id}/reassign", post(admin::reassign))
+        .route("/admin/sessions/{session_id}/end", post(admin::end))
+        .route("/admin/audit", get(admin::audit))
         .fallback(error::not_found);
 
     let all = Router::new()

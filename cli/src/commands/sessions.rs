@@ -63,7 +63,7 @@ async fn show(client: &Client, session_id: &str, as_json: bool) -> Result<()> {
     Ok(())
 }
 
-fn status(session: &Session) -> &'static str {
+pub(super) fn status(session: &Session) -> &'static str {
     match session.status() {
         SessionStatus::Active => "active",
         SessionStatus::Ended => "ended",
@@ -72,7 +72,7 @@ fn status(session: &Session) -> &'static str {
 }
 
 /// To the second, in UTC.
-fn time(time: Option<&chatbox_proto::time::Timestamp>) -> String {
+pub(super) fn time(time: Option<&chatbox_proto::time::Timestamp>) -> String {
     let text = time.map(json::to_string).unwrap_or_default();
     text.trim_matches('"').get(..19).map(|seconds| seconds.replace('T', " ")).unwrap_or_default()
 }

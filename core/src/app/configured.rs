@@ -44,6 +44,14 @@ pub(super) fn listen_operators(config: &Config) -> anyhow::Result<Option<TcpList
     }
 }
 
+/// The listener of the team's calls, if they have their own.
+pub(super) fn listen_admin(config: &Config) -> anyhow::Result<Option<TcpListener>> {
+    match config.admin.listen.as_str() {
+        "" => Ok(None),
+        address => listen("admin.listen", address.parse()?).map(Some),
+    }
+}
+
 pub(super) async fn open_store(config: &Config) -> anyhow::Result<Stores> {
     let settings = &config.store;
     match settings.target().map_err(|rule| anyhow::anyhow!("store.url: {rule}"))? {
@@ -108,6 +116,8 @@ pub(super) fn session_limits(config: &Config) -> SessionLimits {
             timeout: session.naming_timeout,
             at_once: session.naming_at_once,
         },
+        hold_lapse: session.hold_lapse,
+        offline_notice: session.offline_notice.clone(),
         away_jitter: config.drain.jitter,
     }
 }
@@ -120,6 +130,7 @@ pub(super) fn grpc_limits(config: &Config) -> GrpcLimits {
         handshake_timeout: limits.handshake_timeout,
         streams: limits.streams_per_connection,
         user_streams: limits.streams_per_user,
+        user_calls: limits.calls_per_user,
         message_bytes: limits.request_bytes.as_usize(),
         header_bytes: u32::try_from(limits.header_bytes.as_usize()).unwrap_or(u32::MAX),
         ping_interval: limits.keepalive,
@@ -132,6 +143,8 @@ pub(super) fn grpc_limits(config: &Config) -> GrpcLimits {
             malformed_per_minute: limits.malformed_per_minute as usize,
             expiry_warning: session.expiry_warning,
         },
+        admin_calls_per_minute: config.admin.calls_per_minute,
+        heartbeat: session.heartbeat,
         generate: GenerateLimits {
             frame_bytes: config.generate.frame_bytes.as_usize(),
             conversation_bytes: config.generate.conversation_bytes.as_usize(),

@@ -7,7 +7,8 @@ use anyhow::Context as _;
 use crate::{
     bus::{Bus, local::LocalBus, nats::NatsBus},
     config::Config,
-    session::{Company, Membership},
+    seal::KeyRing,
+    session::register::{Company, Register},
     store::SessionStore,
 };
 
@@ -15,44 +16,41 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Peers {
     pub(super) bus: Arc<dyn Bus>,
-    /// `None` for a store that has one owner anyway.
-    membership: Option<Membership>,
+    pub(super) register: Register,
 }
 
 impl Peers {
-    /// Opens the bus and claims the store. Does not wait for the bus.
+    /// Opens the bus and enters the register of cores: from here on whoever rotates keys knows of this one. Does not wait for
+    /// the bus.
     ///
     /// # Errors
     /// A setting that cannot be used; several cores without a common bus.
-    pub(super) async fn join(config: &Config, store: Arc<dyn SessionStore>) -> anyhow::Result<Self> {
+    pub(super) async fn join(config: &Config, store: Arc<dyn SessionStore>, ring: &KeyRing) -> anyhow::Result<Self> {
         let (bus, company): (Arc<dyn Bus>, _) = if config.bus.is_local() {
             (Arc::new(LocalBus::alone()), Company::Alone)
         } else {
             let bus = NatsBus::connect(config.bus.nats()).await.map_err(|error| anyhow::anyhow!("bus.{error}"))?;
             (Arc::new(bus), Company::Together)
         };
-        let membership = if store.is_shared() {
-            let (lapse, call) = (config.session.reply_lapse, config.store.call_timeout);
-            Some(Membership::join(store, company, lapse, call).await.context("bus.url")?)
-        } else {
-            None
-        };
-        Ok(Self { bus, membership })
+        let (lapse, call) = (config.session.reply_lapse, config.store.call_timeout);
+        let register = Register::new(store, rand::random(), company, ring, lapse, call);
+        register.enter().await.context("bus.url")?;
+        Ok(Self { bus, register })
     }
 
-    /// Waits until the claim on the store is lost.
+    /// Keeps this core's place; returns when it is lost.
     pub(super) async fn lost(&self) {
-        match &self.membership {
-            Some(membership) => membership.keep().await,
-            None => std::future::pending().await,
-        }
+        self.register.keep().await;
     }
 
-    /// Sends what was said last, and gives the claim back.
+    /// Sends what was said last, and gives the place back.
     pub(super) async fn leave(&self) {
         self.bus.close().await;
-        if let Some(membership) = &self.membership {
-            membership.leave().await;
+        if let Err(error) = self.register.leave().await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "this core's row in the register lapses by itself"
+            );
         }
     }
 }

@@ -53,7 +53,23 @@ impl Config {
             }
             Ok(_) | Err(_) => {}
         }
+        let admin = self.admin.listen.parse::<SocketAddr>();
+        match &admin {
+            Ok(address) if *address == self.listen && address.port() != 0 => {
+                mistakes.push("admin.listen: must not be listen".to_owned());
+            }
+            Err(_) if !self.admin.listen.is_empty() => {
+                mistakes.push("admin.listen: must be empty or like 127.0.0.1:50052".to_owned());
+            }
+            Ok(_) | Err(_) => {}
+        }
         let tls = &self.tls;
+        if self.profile.is_production() && !tls.is_enabled() && admin.is_ok_and(|admin| !admin.ip().is_loopback()) {
+            mistakes.push(
+                "admin.listen: needs tls.cert_file in the production profile, unless it is an address of this machine alone"
+                    .to_owned(),
+            );
+        }
         if tls.cert_file.is_empty() != tls.key_file.is_empty() {
             mistakes.push("tls.cert_file, tls.key_file: set both or none".to_owned());
         } else if !tls.is_enabled() && !tls.client_ca_file.is_empty() {
@@ -140,12 +156,16 @@ impl Config {
                 "session.message_bytes: must leave 1KiB of limits.frame_bytes for the rest of a frame".to_owned(),
             );
         }
+        if session.offline_notice.len() > 1_000 {
+            mistakes.push("session.offline_notice: must be at most 1,000 bytes".to_owned());
+        }
         times(
             &[
                 ("session.heartbeat", session.heartbeat, ms(100), 5 * MINUTE),
                 ("session.checkpoint", session.checkpoint, ms(50), ms(10_000)),
                 ("session.reply_lapse", session.reply_lapse, ms(2_000), 5 * MINUTE),
                 ("session.naming_timeout", session.naming_timeout, ms(1_000), 5 * MINUTE),
+                ("session.hold_lapse", session.hold_lapse, ms(5_000), HOUR),
                 ("session.expiry_warning", session.expiry_warning, Duration::ZERO, HOUR),
             ],
             mistakes,
@@ -154,10 +174,12 @@ impl Config {
 
     fn check_limits(&self, mistakes: &mut Vec<String>) {
         let limits = &self.limits;
+        within("admin.calls_per_minute", self.admin.calls_per_minute, 1, 100_000, mistakes);
         within("limits.connections", limits.connections, 1, 1_000_000, mistakes);
         within("limits.connections_per_ip", limits.connections_per_ip, 1, 1_000_000, mistakes);
         within("limits.streams_per_connection", limits.streams_per_connection, 1_000, 1_000_000, mistakes);
         within("limits.streams_per_user", limits.streams_per_user, 1, 10_000, mistakes);
+        within("limits.calls_per_user", limits.calls_per_user, 1, 10_000, mistakes);
         within("limits.frames_per_second", limits.frames_per_second, 1, 10_000, mistakes);
         within("limits.malformed_per_minute", limits.malformed_per_minute, 1, 10_000, mistakes);
         within("limits.frame_bytes", limits.frame_bytes, ByteSize::kib(1), ByteSize::mib(1), mistakes);

@@ -26,7 +26,7 @@ pub use alerts::{AlertsConfig, ChannelConfig, ChannelKind, RuleConfig, SecurityC
 pub use bus::BusConfig;
 pub use generation::{KeyPlace, OutputLimit, ProviderConfig, ProviderKind};
 pub use model::{ModelConfig, OnLoss};
-pub use server::{DrainConfig, GenerateConfig, LimitsConfig, LogConfig, LogFormat, TlsConfig};
+pub use server::{AdminConfig, DrainConfig, GenerateConfig, LimitsConfig, LogConfig, LogFormat, TlsConfig};
 pub use session::{Naming, SessionConfig};
 pub use storage::{KeyConfig, KeysConfig, StoreConfig, StoreTarget, StoreUrl};
 
@@ -46,7 +46,9 @@ pub struct Config {
     /// Id of the model of sessions that did not choose. Must be one of `models`; in the `dev` profile without models it is
     /// the demo model. Default empty, which is a mistake otherwise.
     pub default_model: String,
-    /// TLS on the gRPC listener.
+    /// The calls of the team.
+    pub admin: AdminConfig,
+    /// TLS on the gRPC listeners.
     pub tls: TlsConfig,
     /// Where sessions are kept.
     pub store: StoreConfig,
@@ -84,6 +86,7 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 50_051)),
             metrics_listen: "127.0.0.1:9465".to_owned(),
             default_model: String::new(),
+            admin: AdminConfig::default(),
             tls: TlsConfig::default(),
             store: StoreConfig::default(),
             bus: BusConfig::default(),

@@ -37,6 +37,8 @@ pub struct LimitsConfig {
     pub streams_per_connection: u32,
     /// `Chat` streams of one user: 1 to 10,000. Above what edges allow, or a reconnect meets its own past. Default 20.
     pub streams_per_user: u32,
+    /// Other calls of one user in flight: 1 to 10,000. Default 64.
+    pub calls_per_user: u32,
     /// One frame of `Chat`: 1 KiB to 1 MiB. Default 64 KiB.
     pub frame_bytes: ByteSize,
     /// The request of a unary call: 1 KiB to 16 MiB. Default 1 MiB.
@@ -66,6 +68,7 @@ impl Default for LimitsConfig {
             connections_per_ip: 256,
             streams_per_connection: 100_000,
             streams_per_user: 20,
+            calls_per_user: 64,
             frame_bytes: ByteSize::kib(64),
             request_bytes: ByteSize::mib(1),
             header_bytes: ByteSize::kib(32),
@@ -75,6 +78,22 @@ impl Default for LimitsConfig {
             handshake_timeout: Duration::from_secs(10),
             keepalive: Duration::from_secs(20),
         }
+    }
+}
+
+/// The calls of the team.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdminConfig {
+    /// Where `ChatAdmin` is served, and nowhere else then; empty: beside the other services at `listen`. Default empty.
+    pub listen: String,
+    /// Calls of one admin: 1 to 100,000 a minute. Default 300.
+    pub calls_per_minute: u32,
+}
+
+impl Default for AdminConfig {
+    fn default() -> Self {
+        Self { listen: String::new(), calls_per_minute: 300 }
     }
 }
 

@@ -5,6 +5,9 @@ use std::time::Duration;
 use chatbox_proto::settings::{self, ByteSize};
 use serde::{Deserialize, Serialize};
 
+const OFFLINE_NOTICE: &str =
+    "Nobody of the team is online right now. Your request is kept, and somebody will answer here when they are back.";
+
 /// Sessions and their streams.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -47,6 +50,12 @@ pub struct SessionConfig {
     pub naming_timeout: Duration,
     /// Names that are made at the same time: 1 to 1,000. Sessions beyond that stay without one. Default 16.
     pub naming_at_once: usize,
+    /// A session that an admin holds goes back to the queue when the admin was gone for so long: 5 s to 1 h. Default 2 min.
+    #[serde(with = "settings::duration")]
+    pub hold_lapse: Duration,
+    /// What is said in the session to who asks for a person while nobody of the team is there: at most 1,000 bytes; empty:
+    /// nothing. Default a sentence in English.
+    pub offline_notice: String,
     /// How long before its expiry a token is announced to expire: 0 s to 1 h. Default 60 s.
     #[serde(with = "settings::duration")]
     pub expiry_warning: Duration,
@@ -83,6 +92,8 @@ impl Default for SessionConfig {
             naming: Naming::Model,
             naming_timeout: Duration::from_secs(15),
             naming_at_once: 16,
+            hold_lapse: Duration::from_secs(120),
+            offline_notice: OFFLINE_NOTICE.to_owned(),
             expiry_warning: Duration::from_secs(60),
         }
     }

@@ -107,9 +107,17 @@ fn every_bad_value_is_named() {
         ("SESSION_PAGE_SIZE", "0"),
         ("SESSION_MAX_PAGE_SIZE", "49"),
         ("SESSION_HEARTBEAT", "0s"),
+        ("SESSION_REPLY_LAPSE", "1s"),
+        ("SESSION_APPEND_ROUNDS", "0"),
+        ("SESSION_HOLD_LAPSE", "1s"),
+        ("SESSION_OFFLINE_NOTICE", &"x".repeat(1_001)),
+        ("ADMIN_LISTEN", "localhost"),
+        ("ADMIN_LISTEN", "127.0.0.1:50051"),
+        ("ADMIN_CALLS_PER_MINUTE", "0"),
         ("LIMITS_STREAMS_PER_CONNECTION", "100"),
         ("LIMITS_MERGE_DELTAS", "1s"),
         ("LIMITS_CONNECTIONS", "0"),
+        ("LIMITS_CALLS_PER_USER", "0"),
         ("LIMITS_REQUEST_BYTES", "1GiB"),
         ("LIMITS_HEADER_BYTES", "1KiB"),
         ("GENERATE_STREAMS_PER_CALLER", "0"),
@@ -171,6 +179,42 @@ fn every_bad_value_of_a_provider_or_a_model_is_named() {
         ("MODELS_0_PROMPT_PRICE", "-1"),
         ("MODELS_0_COMPLETION_PRICE", "1e9"),
     ]);
+}
+
+#[test]
+fn every_bad_value_of_the_bus_is_named() {
+    let nats = |name: &str, value: &str| {
+        let name = format!("CHATBOX_CORE_{name}");
+        let url = if name.ends_with("BUS_URL") {
+            ("CHATBOX_PROFILE", "dev")
+        } else {
+            ("CHATBOX_CORE_BUS_URL", "tls://nats.test")
+        };
+        load(&good(), &[("CHATBOX_PROFILE", "dev"), url, (name.as_str(), value)]).expect_err(value)
+    };
+    for (name, value, named) in [
+        ("BUS_URL", "http://nats.test", "bus.url"),
+        ("BUS_PREFIX", "two words", "bus.prefix"),
+        ("BUS_USER", "core", "bus.user"),
+        ("BUS_PASSWORD", "secret-of-the-bus", "bus.password"),
+        ("BUS_CERT_FILE", "cert.pem", "bus.cert_file"),
+        ("BUS_KEY_FILE", "key.pem", "bus.key_file"),
+        ("BUS_TOKEN_FILE", "no.token", "bus.token_file"),
+        ("BUS_PASSWORD_FILE", "no.password", "bus.password_file"),
+        ("BUS_CREDENTIALS_FILE", "no.creds", "bus.credentials_file"),
+        ("BUS_SUBJECT", "x", "BUS_SUBJECT"),
+    ] {
+        let mistakes = nats(name, value);
+        assert_eq!(mistakes.len(), 1, "{name}={value}: {mistakes:?}");
+        assert!(mistakes[0].contains(named) && !mistakes[0].contains("secret-of-the-bus"), "{mistakes:?}");
+    }
+    let plain =
+        [("CHATBOX_PROFILE", "dev"), ("CHATBOX_CORE_BUS_URL", "nats://n"), ("CHATBOX_CORE_BUS_CA_FILE", "ca.pem")];
+    let mistakes = load(&good(), &plain).expect_err("certificates without TLS");
+    assert!(matches!(&mistakes[..], [mistake] if mistake.starts_with("bus.ca_file")), "{mistakes:?}");
+    let alone = [("CHATBOX_CORE_BUS_TOKEN", "secret-of-the-bus")];
+    let mistakes = load(&good(), &alone).expect_err("nobody to give it to");
+    assert_eq!(mistakes, ["bus.url: local takes no other settings of bus"]);
 }
 
 /// Variables with a value, each of which is a mistake.

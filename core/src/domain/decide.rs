@@ -5,6 +5,7 @@ use chatbox_proto::ids::MessageId;
 
 use super::{
     entry::{EndReason, EntryKind, FinishReason, Message, ReplyFinished, ReplyStarted, Sender, SenderRole, Usage},
+    handoff,
     session::{Responder, RunningReply, SessionState},
 };
 
@@ -14,6 +15,9 @@ pub enum Rejection {
     /// The session takes no more messages.
     #[error("the session has ended")]
     Ended,
+    /// The session's content is being destroyed: nothing follows.
+    #[error("the session is erased")]
+    Erased,
     /// As many messages wait for a reply as may.
     #[error("too many messages wait for a reply")]
     TooManyUnanswered,
@@ -26,12 +30,18 @@ pub enum Rejection {
     /// The reply is not the last message.
     #[error("the reply is not the last message")]
     NotLastReply,
-    /// A person holds the session.
-    #[error("a person holds the session")]
-    Held,
     /// Whoever asks may not choose the model of the session.
     #[error("the model of the session is not for the caller")]
     ModelNotAllowed,
+    /// A person holds the session, and it is not the one who asks.
+    #[error("a person holds the session")]
+    Held,
+    /// Nobody holds the session.
+    #[error("nobody holds the session")]
+    NotHeld,
+    /// Nobody is the other side of a conversation of their own.
+    #[error("the session is the admin's own")]
+    OwnSession,
 }
 
 /// A reply that may be started along with a decision.
@@ -62,15 +72,16 @@ pub struct Ending {
 /// `next` is `None` while no reply may start (the core is leaving): the message then waits.
 ///
 /// # Errors
-/// [`Rejection::Ended`], [`Rejection::TooManyUnanswered`].
+/// [`Rejection::Ended`], [`Rejection::Erased`], [`Rejection::TooManyUnanswered`].
 pub fn send(
     state: &SessionState,
     message: Message,
     next: Option<NextReply>,
     max_unanswered: usize,
 ) -> Result<Vec<EntryKind>, Rejection> {
-    if state.ended.is_some() {
-        return Err(Rejection::Ended);
+    open_ended(state)?;
+    if message.sender.role == SenderRole::Admin {
+        handoff::may_write(state, &message.sender)?;
     }
     let wants_reply = message.sender.role == SenderRole::User && state.responder == Responder::Assistant;
     if wants_reply && state.unanswered.len() >= max_unanswered {
@@ -117,7 +128,7 @@ pub fn finish_reply(
 /// is cancelled before its first word, so that each accepted message is named by exactly one reply.
 ///
 /// # Errors
-/// [`Rejection::Ended`].
+/// [`Rejection::Ended`], [`Rejection::Erased`].
 pub fn end(
     state: &SessionState,
     by: Option<Sender>,
@@ -125,9 +136,19 @@ pub fn end(
     ending: impl FnOnce() -> Ending,
     next: NextReply,
 ) -> Result<Vec<EntryKind>, Rejection> {
-    if state.ended.is_some() {
-        return Err(Rejection::Ended);
-    }
+    open_ended(state)?;
+    let mut entries = cut_all(state, FinishReason::Cancelled, ending, next);
+    entries.push(EntryKind::Ended { by, reason });
+    Ok(entries)
+}
+
+/// Ends the running reply as `ending` says, and gives what still waits a reply that is over before its first word.
+pub(super) fn cut_all(
+    state: &SessionState,
+    reason: FinishReason,
+    ending: impl FnOnce() -> Ending,
+    next: NextReply,
+) -> Vec<EntryKind> {
     let mut entries = Vec::new();
     if let Some(running) = &state.running {
         entries.push(finish(running, ending()));
@@ -140,14 +161,44 @@ pub fn end(
             id,
             started_seq,
             text: String::new(),
-            finish: FinishReason::Cancelled,
+            finish: reason,
             usage: Usage::default(),
             provider_request_id: None,
             model,
         }));
     }
-    entries.push(EntryKind::Ended { by, reason });
+    entries
+}
+
+/// The session ends, if it has not, and a fence says that its content is being destroyed: nothing follows it.
+///
+/// # Errors
+/// [`Rejection::Erased`].
+pub fn erase(
+    state: &SessionState,
+    by: Sender,
+    ending: impl FnOnce() -> Ending,
+    next: NextReply,
+) -> Result<Vec<EntryKind>, Rejection> {
+    let reason = if by.role == SenderRole::User { EndReason::User } else { EndReason::Admin };
+    let mut entries = match end(state, Some(by.clone()), reason, ending, next) {
+        Ok(entries) => entries,
+        Err(Rejection::Ended) => Vec::new(),
+        Err(rejection) => return Err(rejection),
+    };
+    entries.push(EntryKind::Erased { by });
     Ok(entries)
+}
+
+/// Whether anything may follow.
+pub(super) fn open_ended(state: &SessionState) -> Result<(), Rejection> {
+    if state.erased {
+        Err(Rejection::Erased)
+    } else if state.ended.is_some() {
+        Err(Rejection::Ended)
+    } else {
+        Ok(())
+    }
 }
 
 fn start(next: NextReply, answers: Vec<MessageId>) -> EntryKind {
@@ -182,6 +233,10 @@ mod tests {
 
     fn visitor() -> Sender {
         Sender { role: SenderRole::User, user_id: "alice".into(), display_name: String::new() }
+    }
+
+    fn admin() -> Sender {
+        Sender { role: SenderRole::Admin, user_id: "bob".into(), display_name: String::new() }
     }
 
     fn message(text: &str) -> Message {
@@ -273,6 +328,44 @@ mod tests {
         assert_eq!(state, before);
     }
 
+    #[test]
+    fn an_erasure_ends_what_runs_and_waits_in_the_same_append_and_nothing_follows_it() {
+        let (mut state, mut log) = (empty(), Vec::new());
+        for text in ["1", "2"] {
+            let entries = send(&state, message(text), next(), MAX).unwrap();
+            append(&mut state, &mut log, entries);
+        }
+        let fence = || erase(&state, visitor(), || ending(FinishReason::Cancelled), new_reply());
+        let entries = fence().unwrap();
+        assert!(matches!(
+            entries[..],
+            [
+                EntryKind::ReplyFinished(_),
+                EntryKind::ReplyStarted(_),
+                EntryKind::ReplyFinished(_),
+                EntryKind::Ended { .. },
+                EntryKind::Erased { .. }
+            ]
+        ));
+        append(&mut state, &mut log, entries);
+        assert!(state.erased && state.ended.is_some() && state.running.is_none() && state.unanswered.is_empty());
+        assert!(state.is_unfinished(), "somebody has to destroy it");
+        assert_eq!(send(&state, message("3"), next(), MAX), Err(Rejection::Erased));
+        let again = |state: &SessionState| erase(state, visitor(), || ending(FinishReason::Cancelled), new_reply());
+        assert_eq!(again(&state), Err(Rejection::Erased));
+        let ended = || ending(FinishReason::Cancelled);
+        assert_eq!(end(&state, None, EndReason::Idle, ended, new_reply()), Err(Rejection::Erased));
+    }
+
+    #[test]
+    fn an_ended_session_is_erased_without_ending_twice() {
+        let (mut state, mut log) = (empty(), Vec::new());
+        let ended = end(&state, None, EndReason::Idle, || ending(FinishReason::Cancelled), new_reply()).unwrap();
+        append(&mut state, &mut log, ended);
+        let entries = erase(&state, visitor(), || ending(FinishReason::Cancelled), new_reply()).unwrap();
+        assert!(matches!(entries[..], [EntryKind::Erased { .. }]));
+    }
+
     use crate::domain::session::OutOfOrder;
 
     #[derive(Debug, Clone)]
@@ -280,6 +373,10 @@ mod tests {
         Send { leaving: bool },
         Finish(FinishReason),
         Answer,
+        TakeOver,
+        AdminSend,
+        Release,
+        Lapse,
         End,
     }
 
@@ -289,13 +386,18 @@ mod tests {
             3 => prop::sample::select(vec![FinishReason::Stop, FinishReason::Cancelled, FinishReason::Interrupted])
                 .prop_map(Step::Finish),
             2 => Just(Step::Answer),
+            1 => Just(Step::TakeOver),
+            1 => Just(Step::AdminSend),
+            1 => Just(Step::Release),
+            1 => Just(Step::Lapse),
             1 => Just(Step::End),
         ]
     }
 
     proptest! {
-        /// Invariant 4, whatever happens in whatever order: each accepted message is named by exactly one reply with exactly
-        /// one terminal outcome, once the session has ended and nothing is left to do.
+        /// Invariants 4 and 6, whatever happens in whatever order: each accepted message is named by exactly one reply with
+        /// exactly one terminal outcome once the session has ended and nothing is left to do, unless it was sent while a
+        /// person held the session, and then by none; and nothing is generated while a person holds it.
         #[test]
         fn each_message_is_answered_by_exactly_one_finished_reply(steps in prop::collection::vec(step(), 0..60)) {
             let (mut state, mut log) = (empty(), Vec::new());
@@ -307,6 +409,12 @@ mod tests {
                         None => Err(Rejection::NotRunning),
                     },
                     Step::Answer => Ok(answer(&state, new_reply())),
+                    Step::TakeOver => {
+                        handoff::take_over(&state, "alice", &admin(), || ending(FinishReason::Superseded), new_reply())
+                    }
+                    Step::AdminSend => send(&state, Message { sender: admin(), ..message("a") }, next(), MAX),
+                    Step::Release => handoff::release(&state, &admin(), handoff::Reach::Own),
+                    Step::Lapse => Ok(handoff::lapse(&state, state.epoch)),
                     Step::End => end(&state, None, EndReason::Idle, || ending(FinishReason::Cancelled), new_reply()),
                 };
                 if let Ok(kinds) = decided {
@@ -318,9 +426,18 @@ mod tests {
             let mut finished: HashMap<MessageId, u32> = HashMap::new();
             let mut started = Vec::new();
             let mut messages = Vec::new();
+            let mut held = false;
+            let mut unanswerable = Vec::new();
             for entry in &log {
-                if let EntryKind::Message(m) = &entry.fact.kind {
-                    messages.push(m.id);
+                let kind = &entry.fact.kind;
+                if let EntryKind::TakenOver { .. } | EntryKind::Released { .. } = kind {
+                    held = matches!(kind, EntryKind::TakenOver { .. });
+                }
+                if let EntryKind::Message(m) = kind {
+                    if held { unanswerable.push(m.id) } else { messages.push(m.id) }
+                }
+                if let EntryKind::ReplyStarted(_) | EntryKind::ReplyFinished(_) = kind {
+                    prop_assert!(!held);
                 }
                 if let EntryKind::ReplyStarted(r) = &entry.fact.kind {
                     started.push((r.id, entry.seq));
@@ -333,6 +450,7 @@ mod tests {
                     prop_assert!(started.contains(&(r.id, r.started_seq)));
                 }
             }
+            for id in unanswerable { prop_assert_eq!(answered.get(&id), None); }
             for id in messages { prop_assert_eq!(answered.get(&id), Some(&1)); }
             for (id, _) in started { prop_assert_eq!(finished.get(&id), Some(&1)); }
             prop_assert!(!state.is_unfinished());

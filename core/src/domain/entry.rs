@@ -177,7 +177,7 @@ pub enum FinishReason {
     Cancelled,
     /// A person took the session over.
     Superseded,
-    /// The core that ran it died or was drained.
+    /// The core that ran it died, was drained, or could not be reached when somebody stopped it.
     Interrupted,
     /// The provider failed.
     ProviderError,

@@ -4,7 +4,7 @@
 use chatbox_proto::ids::MessageId;
 
 use super::{
-    decide::{NextReply, Rejection},
+    decide::{NextReply, Rejection, open_ended},
     entry::{EntryKind, ReplyStarted, Sender, Seq},
     session::{Responder, SessionState},
 };
@@ -12,11 +12,9 @@ use super::{
 /// Another model answers from the next reply on; empty when it is the one that answers already.
 ///
 /// # Errors
-/// [`Rejection::Ended`].
+/// [`Rejection::Ended`], [`Rejection::Erased`].
 pub fn select_model(state: &SessionState, model: &str) -> Result<Vec<EntryKind>, Rejection> {
-    if state.ended.is_some() || state.erased {
-        return Err(Rejection::Ended);
-    }
+    open_ended(state)?;
     if state.model == model {
         return Ok(Vec::new());
     }
@@ -27,11 +25,9 @@ pub fn select_model(state: &SessionState, model: &str) -> Result<Vec<EntryKind>,
 /// each message stays named by exactly one reply.
 ///
 /// # Errors
-/// [`Rejection::Ended`], [`Rejection::Held`], [`Rejection::ReplyRuns`], [`Rejection::NotLastReply`].
+/// [`Rejection::Ended`], [`Rejection::Erased`], [`Rejection::Held`], [`Rejection::ReplyRuns`], [`Rejection::NotLastReply`].
 pub fn regenerate(state: &SessionState, id: MessageId, next: NextReply) -> Result<Vec<EntryKind>, Rejection> {
-    if state.ended.is_some() || state.erased {
-        return Err(Rejection::Ended);
-    }
+    open_ended(state)?;
     if state.responder != Responder::Assistant {
         return Err(Rejection::Held);
     }
@@ -49,10 +45,10 @@ pub fn regenerate(state: &SessionState, id: MessageId, next: NextReply) -> Resul
 /// The session has another name; empty when it has it already, and when an automatic one comes after one that is there.
 ///
 /// # Errors
-/// [`Rejection::Ended`] once its content is destroyed; an ended session can be renamed.
+/// [`Rejection::Erased`] once its content is destroyed; an ended session can be renamed.
 pub fn rename(state: &SessionState, name: &str, automatic: bool) -> Result<Vec<EntryKind>, Rejection> {
     if state.erased {
-        return Err(Rejection::Ended);
+        return Err(Rejection::Erased);
     }
     let too_late = automatic && (!state.name.is_empty() || state.ended.is_some());
     if too_late || state.name == name {
@@ -64,10 +60,10 @@ pub fn rename(state: &SessionState, name: &str, automatic: bool) -> Result<Vec<E
 /// An ended session takes messages again; empty when it does.
 ///
 /// # Errors
-/// [`Rejection::Ended`] once its content is destroyed.
+/// [`Rejection::Erased`] once its content is destroyed.
 pub fn reopen(state: &SessionState, by: Sender) -> Result<Vec<EntryKind>, Rejection> {
     if state.erased {
-        return Err(Rejection::Ended);
+        return Err(Rejection::Erased);
     }
     Ok(state.ended.map(|_| EntryKind::Reopened { by }).into_iter().collect())
 }
@@ -76,20 +72,16 @@ pub fn reopen(state: &SessionState, by: Sender) -> Result<Vec<EntryKind>, Reject
 /// reply that runs and a person who holds it speak against it.
 #[must_use]
 pub fn is_idle(state: &SessionState, head: Seq) -> bool {
-    state.head == head
-        && state.ended.is_none()
-        && !state.erased
-        && !state.is_unfinished()
-        && state.responder == Responder::Assistant
+    state.head == head && open_ended(state).is_ok() && !state.is_unfinished() && state.responder == Responder::Assistant
 }
 
 /// A share link was made or revoked.
 ///
 /// # Errors
-/// [`Rejection::Ended`] once its content is destroyed; an ended session can be shared.
+/// [`Rejection::Erased`] once its content is destroyed; an ended session can be shared.
 pub fn share(state: &SessionState, share_id: String, revoked: bool) -> Result<Vec<EntryKind>, Rejection> {
     if state.erased {
-        return Err(Rejection::Ended);
+        return Err(Rejection::Erased);
     }
     Ok(vec![EntryKind::Shared { share_id, revoked }])
 }
@@ -241,10 +233,10 @@ mod tests {
         let mut state = answered();
         append(&mut state, vec![EntryKind::Erased { by: person(SenderRole::User) }]);
         let last = state.last_reply.unwrap();
-        assert_eq!(select_model(&state, "other"), Err(Rejection::Ended));
-        assert_eq!(regenerate(&state, last, next()), Err(Rejection::Ended));
-        assert_eq!(rename(&state, "name", false), Err(Rejection::Ended));
-        assert_eq!(reopen(&state, person(SenderRole::User)), Err(Rejection::Ended));
-        assert_eq!(share(&state, "id".into(), false), Err(Rejection::Ended));
+        assert_eq!(select_model(&state, "other"), Err(Rejection::Erased));
+        assert_eq!(regenerate(&state, last, next()), Err(Rejection::Erased));
+        assert_eq!(rename(&state, "name", false), Err(Rejection::Erased));
+        assert_eq!(reopen(&state, person(SenderRole::User)), Err(Rejection::Erased));
+        assert_eq!(share(&state, "id".into(), false), Err(Rejection::Erased));
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod decide;
 pub mod entry;
+pub mod handoff;
 pub mod life;
 pub mod session;
 pub mod time;

@@ -40,6 +40,9 @@ pub struct SessionState {
     /// When help was asked for, while nobody has taken over.
     #[serde(default)]
     pub help_requested_at: Option<Timestamp>,
+    /// When help was asked for that a person gives now: where a hold that lapses goes back to.
+    #[serde(default)]
+    pub helped_since: Option<Timestamp>,
     /// Messages that wait for a reply, oldest first.
     #[serde(default)]
     pub unanswered: Vec<MessageId>,
@@ -115,6 +118,7 @@ impl SessionState {
             responder: Responder::Assistant,
             epoch: 0,
             help_requested_at: None,
+            helped_since: None,
             unanswered: Vec::new(),
             running: None,
             last_reply: None,
@@ -136,10 +140,19 @@ impl SessionState {
             && self.responder == Responder::Assistant
     }
 
-    /// Whether somebody has to look after this session after a crash.
+    /// The admin who holds it.
+    #[must_use]
+    pub fn holder(&self) -> Option<&Sender> {
+        match &self.responder {
+            Responder::Admin(admin) => Some(admin),
+            Responder::Assistant => None,
+        }
+    }
+
+    /// Whether somebody has to look after this session after a crash. What says that it is erased is not destroyed yet.
     #[must_use]
     pub fn is_unfinished(&self) -> bool {
-        self.running.is_some() || self.needs_reply()
+        self.running.is_some() || self.needs_reply() || self.erased
     }
 
     /// Folds the next entry in.
@@ -163,32 +176,32 @@ impl SessionState {
             EntryKind::TakenOver { admin, .. } => {
                 self.responder = Responder::Admin(admin.clone());
                 self.epoch = entry.seq;
-                self.help_requested_at = None;
+                self.helped_since = self.help_requested_at.take().or(self.helped_since);
                 self.unanswered.clear();
             }
             EntryKind::Released { admin } => {
                 self.responder = Responder::Assistant;
                 self.epoch = entry.seq;
+                let since = self.helped_since.take();
                 // A hold that lapsed goes back to the queue.
                 if admin.is_none() {
-                    self.help_requested_at = Some(entry.fact.at);
+                    self.help_requested_at = Some(since.unwrap_or(entry.fact.at));
                 }
             }
             EntryKind::Renamed { name, .. } => self.name.clone_from(name),
             EntryKind::Shared { .. } => {}
             EntryKind::Ended { reason, .. } => {
                 self.ended.get_or_insert(End { at: entry.fact.at, reason: *reason });
+                (self.help_requested_at, self.helped_since) = (None, None);
+                self.responder = Responder::Assistant;
+            }
+            EntryKind::Erased { .. } => {
+                self.erased = true;
+                self.unanswered.clear();
+                self.responder = Responder::Assistant;
                 self.help_requested_at = None;
             }
-            EntryKind::Reopened { .. } => {
-                self.ended = None;
-                // Whoever held it when it ended is not there any more.
-                if self.responder != Responder::Assistant {
-                    self.responder = Responder::Assistant;
-                    self.epoch = entry.seq;
-                }
-            }
-            EntryKind::Erased { .. } => self.erased = true,
+            EntryKind::Reopened { .. } => self.ended = None,
         }
         Ok(())
     }

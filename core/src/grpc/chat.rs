@@ -18,6 +18,7 @@ use tonic::{Code, Status, Streaming};
 use tracing::{Instrument as _, Span};
 
 use super::{
+    admin::Gate,
     auth::{self, Authenticator},
     convert::{self, ClientFrame, Open},
     core::{CoreService, FrameLimits},
@@ -37,6 +38,7 @@ pub(super) struct Connection {
     sessions: Sessions,
     authenticator: Authenticator,
     models: Models,
+    gate: Gate,
     identity: Identity,
     caller: Sender,
     queue: Queue,
@@ -73,6 +75,7 @@ impl Connection {
             sessions: service.sessions.clone(),
             authenticator: service.authenticator.clone(),
             models: service.models.clone(),
+            gate: service.gate.clone(),
             identity,
             caller,
             queue,
@@ -203,9 +206,10 @@ impl Connection {
                 "one stream serves one session; open another stream",
             ));
         }
+        let sender = self.capacity(&open).await?;
         let join = |created, done| Attach {
             queue: self.queue.clone(),
-            sender: self.caller.clone(),
+            sender: sender.clone(),
             roles: self.identity.roles,
             after_seq: open.after_seq,
             reply: open.reply,
@@ -215,11 +219,25 @@ impl Connection {
             done,
         };
         auth::may_choose(&self.identity, &self.models, &open.model)?;
-        let attach = self.sessions.attach(&self.caller, open.session, &open.model, join);
+        let attach = self.sessions.attach(&sender, open.session, &open.model, join);
         // The token may expire and the server may leave meanwhile: neither is looked at for longer than this.
         let attached = tokio::time::timeout(OPEN_TIMEOUT, attach).await;
         self.open = Some(attached.map_err(|_| leaving())??);
+        self.caller = sender;
         Ok(())
+    }
+
+    /// In which capacity the caller opens a session: their own as its owner, somebody else's as an admin, which is written
+    /// down first.
+    async fn capacity(&self, open: &Open) -> Result<Sender, Failure> {
+        let Some(id) = open.session.filter(|_| auth::admin(&self.identity).is_ok()) else {
+            return Ok(self.caller.clone());
+        };
+        let owner = tokio::time::timeout(OPEN_TIMEOUT, self.sessions.owner(id)).await.map_err(|_| leaving())??;
+        if owner == self.caller.user_id {
+            return Ok(self.caller.clone());
+        }
+        self.gate.open_stream(&self.identity, id, &open.reason).await
     }
 
     async fn refresh(&mut self, request_id: String, token: &str) -> Result<(), Failure> {

@@ -12,6 +12,9 @@ use crate::{
     session::{Frame, MAX_NAME},
 };
 
+/// Characters of the reason that a visitor gives for wanting a person.
+const MAX_HELP_REASON: usize = 1_000;
+
 /// A frame of a client, checked for form.
 #[derive(Debug)]
 pub(super) enum ClientFrame {
@@ -30,6 +33,8 @@ pub(super) struct Open {
     pub(super) after_seq: Option<u64>,
     pub(super) reply: Option<(MessageId, u32)>,
     pub(super) model: String,
+    /// Why an admin opens somebody else's.
+    pub(super) reason: String,
 }
 
 /// The frame in a request of `sender`, whose messages hold at most `max_text` bytes.
@@ -57,7 +62,11 @@ pub(super) fn frame(request: ChatRequest, sender: Option<&Sender>, max_text: usi
             bounded("select_model.model", &frame.model, 128)?;
             ClientFrame::SelectModel(frame.model)
         }
-        Wire::RequestHelp(_) => return Err(Failure::unimplemented()),
+        Wire::RequestHelp(mut frame) => {
+            frame.reason.retain(|c| c != '\0');
+            bounded("request_help.reason", &frame.reason, MAX_HELP_REASON)?;
+            ClientFrame::Room(Frame::RequestHelp(frame.reason))
+        }
     })
 }
 
@@ -82,7 +91,7 @@ fn open(frame: request::Open) -> Result<Open, Failure> {
         None => None,
     };
     bounded("open.model", &frame.model, 128)?;
-    Ok(Open { session, after_seq: frame.after_seq, reply, model: frame.model })
+    Ok(Open { session, after_seq: frame.after_seq, reply, model: frame.model, reason: frame.reason })
 }
 
 fn send(frame: request::Send, sender: Sender, max_text: usize) -> Result<Message, Failure> {
@@ -161,6 +170,11 @@ mod tests {
         ChatRequest { request_id: String::new(), frame: Some(request::Frame::Send(send)) }
     }
 
+    fn help_frame(reason: &str) -> ChatRequest {
+        let help = request::RequestHelp { reason: reason.into() };
+        ChatRequest { request_id: String::new(), frame: Some(request::Frame::RequestHelp(help)) }
+    }
+
     #[test]
     fn every_bad_field_is_named() {
         let cases = [
@@ -172,6 +186,7 @@ mod tests {
             (send_frame("a", "\0\0"), "send.text"),
             (send_frame("a", &"x".repeat(MAX_TEXT + 1)), "send.text"),
             (ChatRequest::default(), "frame"),
+            (help_frame(&"é".repeat(MAX_HELP_REASON + 1)), "request_help.reason"),
         ];
         for (request, field) in cases {
             assert_eq!(violation(frame(request, Some(&sender()), MAX_TEXT)), field);

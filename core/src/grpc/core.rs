@@ -6,6 +6,7 @@ use bytes::Bytes;
 use chatbox_proto::{
     ids::SessionId,
     status::Failure,
+    token::Identity,
     v1::{self, core::chat_core_server::ChatCore},
 };
 use futures_util::{Stream, StreamExt as _};
@@ -14,12 +15,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use super::{
+    admin::Gate,
     auth::{self, Authenticator},
     chat::Connection,
     convert,
     details::client_timeout,
     generate::{self, Call, Generate},
-    limits::StreamsByUser,
+    limits::{Held, PlacesByUser},
     page::{self, PageSizes},
     shares, trace,
 };
@@ -60,10 +62,13 @@ pub(super) struct CoreService {
     pub(super) queue: QueueLimits,
     pub(super) limits: FrameLimits,
     pub(super) pages: PageSizes,
-    pub(super) streams: StreamsByUser,
+    pub(super) streams: PlacesByUser,
+    pub(super) calls: PlacesByUser,
     pub(super) tasks: TaskTracker,
     pub(super) leaving: CancellationToken,
     pub(super) metrics: Metrics,
+    /// For admins who open somebody else's session.
+    pub(super) gate: Gate,
     pub(super) generate: Generate,
 }
 
@@ -71,13 +76,21 @@ type EventStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 type Answer<T> = Result<Response<T>, Status>;
 
 impl CoreService {
-    async fn caller(&self, metadata: &MetadataMap) -> Result<Sender, Failure> {
-        auth::session_caller(&self.authenticator.caller(metadata).await?)
+    /// Who makes a unary call, with a place for it; the call keeps it until it is answered.
+    async fn identity(&self, metadata: &MetadataMap) -> Result<Held<Identity>, Failure> {
+        let identity = self.authenticator.caller(metadata).await?;
+        let permit = self.calls.enter(&identity.user_id)?;
+        Ok(Held::new(identity, permit))
+    }
+
+    /// The same for calls about sessions.
+    async fn caller(&self, metadata: &MetadataMap) -> Result<Held<Sender>, Failure> {
+        self.identity(metadata).await?.map(|identity| auth::session_caller(&identity))
     }
 
     /// A call that a later version builds: the caller is checked all the same, so that nobody learns more than they may.
     async fn not_yet<T>(&self, metadata: &MetadataMap) -> Answer<T> {
-        self.authenticator.caller(metadata).await?;
+        let _held = self.identity(metadata).await?;
         Err(Failure::unimplemented().into())
     }
 }
@@ -140,7 +153,7 @@ impl ChatCore for CoreService {
     }
 
     async fn list_models(&self, request: Request<v1::ListModelsRequest>) -> Answer<v1::ListModelsResponse> {
-        let identity = self.authenticator.caller(request.metadata()).await?;
+        let identity = self.identity(request.metadata()).await?;
         let models = self.models.iter().filter(|model| model.info.is_for(identity.roles)).map(|model| v1::Model {
             id: model.info.id.clone(),
             name: model.info.name.clone(),
@@ -154,7 +167,7 @@ impl ChatCore for CoreService {
     }
 
     async fn create_session(&self, request: Request<v1::CreateSessionRequest>) -> Answer<v1::CreateSessionResponse> {
-        let identity = self.authenticator.caller(request.metadata()).await?;
+        let identity = self.identity(request.metadata()).await?;
         let caller = auth::session_caller(&identity)?;
         let v1::CreateSessionRequest { request_id, model } = request.into_inner();
         convert::printable("request_id", &request_id)?;
@@ -251,7 +264,10 @@ impl ChatCore for CoreService {
     }
 
     async fn delete_session(&self, request: Request<v1::DeleteSessionRequest>) -> Answer<v1::DeleteSessionResponse> {
-        self.not_yet(request.metadata()).await
+        let caller = self.caller(request.metadata()).await?;
+        let id = convert::session_id("session_id", &request.into_inner().session_id)?;
+        self.sessions.erase(&caller, id).await?;
+        Ok(Response::new(v1::DeleteSessionResponse {}))
     }
 
     async fn create_share(&self, request: Request<v1::CreateShareRequest>) -> Answer<v1::CreateShareResponse> {
@@ -275,9 +291,7 @@ impl ChatCore for CoreService {
     ) -> Answer<v1::GetSharedSessionResponse> {
         // Whoever has nothing but the link has its secret for a token.
         let bears_secret = auth::bears(request.metadata(), &request.get_ref().secret);
-        if !bears_secret {
-            self.authenticator.caller(request.metadata()).await?;
-        }
+        let _held = if bears_secret { None } else { Some(self.identity(request.metadata()).await?) };
         Ok(Response::new(shares::shown(self, request.into_inner()).await?))
     }
 

@@ -28,7 +28,7 @@ use self::outbox::{Outbox, OutboxStream};
 use super::{
     auth, convert,
     core::{CoreService, FrameLimits},
-    limits::{FrameRate, StreamsByUser, Strikes},
+    limits::{FrameRate, PlacesByUser, Strikes},
 };
 use crate::{
     domain::entry::FinishReason,
@@ -61,12 +61,12 @@ pub struct GenerateLimits {
 pub(super) struct Generate {
     generator: Generator,
     limits: GenerateLimits,
-    pub(super) streams: StreamsByUser,
+    pub(super) streams: PlacesByUser,
 }
 
 impl Generate {
     pub(super) fn new(generator: Generator, limits: GenerateLimits) -> Self {
-        Self { generator, limits, streams: StreamsByUser::new(limits.streams) }
+        Self { generator, limits, streams: PlacesByUser::streams(limits.streams) }
     }
 }
 

@@ -9,36 +9,68 @@ use std::{
 use chatbox_proto::{error_code::ErrorCode, status::Failure};
 use tokio::time::Instant;
 
-/// Streams by user. Holds users that have a stream, and no others.
+/// What each user has at once of one kind: streams, or calls. Holds users that have one, and no others.
 #[derive(Debug, Clone)]
-pub(super) struct StreamsByUser {
+pub(super) struct PlacesByUser {
     limit: u32,
+    /// Reason and sentence for who has as many as may be.
+    refusal: (&'static str, &'static str),
     counts: Arc<Mutex<HashMap<String, u32>>>,
 }
 
-/// One stream of a user, until it is dropped.
+/// One place of a user, until it is dropped.
 #[derive(Debug)]
-pub(super) struct StreamPermit {
-    streams: StreamsByUser,
+pub(super) struct PlacePermit {
+    places: PlacesByUser,
     user_id: String,
 }
 
-impl StreamsByUser {
-    pub(super) fn new(limit: u32) -> Self {
-        Self { limit, counts: Arc::default() }
+/// Who calls, with their place among the calls in flight until it is dropped.
+#[derive(Debug)]
+pub(super) struct Held<T> {
+    caller: T,
+    permit: PlacePermit,
+}
+
+impl<T> Held<T> {
+    pub(super) fn new(caller: T, permit: PlacePermit) -> Self {
+        Self { caller, permit }
     }
 
-    /// Room for one more stream of this user.
-    pub(super) fn enter(&self, user_id: &str) -> Result<StreamPermit, Failure> {
+    /// The same place for the same caller, seen otherwise.
+    pub(super) fn map<U, E>(self, see: impl FnOnce(T) -> Result<U, E>) -> Result<Held<U>, E> {
+        Ok(Held { caller: see(self.caller)?, permit: self.permit })
+    }
+}
+
+impl<T> std::ops::Deref for Held<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.caller
+    }
+}
+
+impl PlacesByUser {
+    pub(super) fn streams(limit: u32) -> Self {
+        Self { limit, refusal: ("TOO_MANY_STREAMS", "too many streams of this user"), counts: Arc::default() }
+    }
+
+    pub(super) fn calls(limit: u32) -> Self {
+        Self { limit, refusal: ("TOO_MANY_CALLS", "too many calls of this user are in flight"), counts: Arc::default() }
+    }
+
+    /// Room for one more of this user.
+    pub(super) fn enter(&self, user_id: &str) -> Result<PlacePermit, Failure> {
         let mut counts = self.counts();
         let count = counts.entry(user_id.to_owned()).or_insert(0);
         if *count >= self.limit {
-            let failure =
-                Failure::new(ErrorCode::ResourceExhausted, "TOO_MANY_STREAMS", "too many streams of this user");
+            let (reason, message) = self.refusal;
+            let failure = Failure::new(ErrorCode::ResourceExhausted, reason, message);
             return Err(failure.retry_after(Duration::from_secs(1)));
         }
         *count += 1;
-        Ok(StreamPermit { streams: self.clone(), user_id: user_id.to_owned() })
+        Ok(PlacePermit { places: self.clone(), user_id: user_id.to_owned() })
     }
 
     fn counts(&self) -> MutexGuard<'_, HashMap<String, u32>> {
@@ -47,9 +79,9 @@ impl StreamsByUser {
     }
 }
 
-impl Drop for StreamPermit {
+impl Drop for PlacePermit {
     fn drop(&mut self) {
-        let mut counts = self.streams.counts();
+        let mut counts = self.places.counts();
         if let Some(count) = counts.get_mut(&self.user_id) {
             *count -= 1;
             if *count == 0 {
@@ -118,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_user_has_so_many_streams_and_others_have_their_own() {
-        let streams = StreamsByUser::new(2);
+        let streams = PlacesByUser::streams(2);
         let first = streams.enter("alice").unwrap();
         let _second = streams.enter("alice").unwrap();
         assert_eq!(streams.enter("alice").unwrap_err().reason, "TOO_MANY_STREAMS");
@@ -129,7 +161,7 @@ mod tests {
 
     #[test]
     fn nobody_is_remembered_who_has_no_stream() {
-        let streams = StreamsByUser::new(2);
+        let streams = PlacesByUser::streams(2);
         for n in 0..1000 {
             drop(streams.enter(&n.to_string()).unwrap());
         }

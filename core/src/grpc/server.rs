@@ -15,12 +15,12 @@ use tonic_health::server::HealthReporter;
 
 use super::{
     accept::{ConnectionLimits, connections},
-    admin::AdminService,
+    admin::{AdminService, CallRate, Gate},
     auth::Authenticator,
     core::{CoreService, FrameLimits},
     details::DetailsLayer,
     generate::{Generate, GenerateLimits},
-    limits::StreamsByUser,
+    limits::PlacesByUser,
     page::PageSizes,
 };
 use crate::{
@@ -28,7 +28,7 @@ use crate::{
     llm::registry::Models,
     metrics::Metrics,
     seal::KeyRing,
-    session::{QueueLimits, Sessions, Shares, rotation::Rotation},
+    session::{QueueLimits, Sessions, Shares, audit::AuditTrail, rotation::Rotation},
 };
 
 /// Many small unread DATA frames end a whole channel with `ENHANCE_YOUR_CALM`; the budget grows with this window, so it is
@@ -59,6 +59,8 @@ pub struct GrpcLimits {
     pub streams: u32,
     /// Streams per user.
     pub user_streams: u32,
+    /// Unary calls of one user in flight.
+    pub user_calls: u32,
     /// Bytes of one message.
     pub message_bytes: usize,
     /// Bytes of all headers of a call.
@@ -71,6 +73,10 @@ pub struct GrpcLimits {
     pub queue: QueueLimits,
     /// Limits of a `Chat` stream.
     pub frames: FrameLimits,
+    /// Calls of one admin per minute.
+    pub admin_calls_per_minute: u32,
+    /// Between two heartbeats of a stream.
+    pub heartbeat: Duration,
     /// Sizes of pages.
     pub pages: PageSizes,
     /// Limits of `Generate` streams.
@@ -98,6 +104,8 @@ pub struct Services {
     pub sessions: Sessions,
     /// Share links.
     pub shares: Shares,
+    /// The audit trail.
+    pub audit: AuditTrail,
     /// Rotations of the key ring.
     pub rotation: Rotation,
     /// Models.
@@ -152,15 +160,22 @@ impl GrpcServer {
         Health(self.health.clone())
     }
 
-    /// Serves until `stop`, then until the streams have ended. The caller bounds that.
+    /// Serves until `stop`, then until the streams have ended. The caller bounds that. With a listener of their own the
+    /// calls of the team are served there and nowhere else.
     ///
     /// # Errors
     /// What the transport says, or the reflection service of the descriptors.
-    pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> Result<(), ServeError> {
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        admin_listener: Option<TcpListener>,
+        stop: CancellationToken,
+    ) -> Result<(), ServeError> {
         let Self { services, health, tls } = self;
         let Services {
             sessions,
             shares,
+            audit,
             rotation,
             models,
             generator,
@@ -173,40 +188,41 @@ impl GrpcServer {
             leaving,
         } = services;
         let authenticator = Authenticator::new(verifier);
+        let sealer = Arc::new(ring.page_token_sealer());
+        let rate = CallRate::new(limits.admin_calls_per_minute);
+        let gate = Gate { authenticator: authenticator.clone(), audit, sessions: sessions.clone(), rate };
+        let streams = PlacesByUser::streams(limits.user_streams);
+        let admin = AdminService {
+            gate: gate.clone(),
+            sessions: sessions.clone(),
+            rotation,
+            sealer: sealer.clone(),
+            pages: limits.pages,
+            streams: streams.clone(),
+            heartbeat: limits.heartbeat,
+        };
         let core = CoreService {
             sessions,
             shares,
             models,
-            authenticator: authenticator.clone(),
-            sealer: Arc::new(ring.page_token_sealer()),
+            authenticator,
+            gate,
+            sealer,
             queue: limits.queue,
             limits: limits.frames,
             pages: limits.pages,
-            streams: StreamsByUser::new(limits.user_streams),
+            streams,
+            calls: PlacesByUser::calls(limits.user_calls),
             tasks,
             leaving,
             metrics: metrics.clone(),
             generate: Generate::new(generator, limits.generate),
         };
         let core = ChatCoreServer::new(core).max_decoding_message_size(limits.message_bytes);
-        let admin = ChatAdminServer::new(AdminService { authenticator, rotation })
-            .max_decoding_message_size(limits.message_bytes);
+        let admin = ChatAdminServer::new(admin).max_decoding_message_size(limits.message_bytes);
         let health = tonic_health::pb::health_server::HealthServer::new(
             tonic_health::server::HealthService::from_health_reporter(health),
         );
-        let mut server = Server::builder()
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .http2_adaptive_window(Some(false))
-            .http2_keepalive_interval(Some(limits.ping_interval))
-            .http2_keepalive_timeout(Some(PING_TIMEOUT))
-            .http2_max_header_list_size(Some(limits.header_bytes))
-            .http2_max_pending_accept_reset_streams(Some(RESETS_BEFORE_ACCEPT))
-            .http2_max_local_error_reset_streams(Some(RESETS_OF_OURS))
-            .max_concurrent_streams(limits.streams);
-        if let Some(tls) = tls {
-            server = server.tls_config(tls)?;
-        }
         // Both versions: older tools know v1alpha only. The descriptors of error details let grpcurl print them.
         let reflection = || {
             tonic_reflection::server::Builder::configure()
@@ -216,17 +232,52 @@ impl GrpcServer {
         };
         let v1 = reflection().build_v1()?;
         let v1alpha = reflection().build_v1alpha()?;
-        let incoming = connections(listener, limits.of_connections(), metrics.connections.clone());
-        server
-            .layer(DetailsLayer { metrics, tracer, call_timeout: limits.call_timeout })
+        let layer = DetailsLayer { metrics: metrics.clone(), tracer, call_timeout: limits.call_timeout };
+        let (beside, own) = match admin_listener {
+            None => (Some(admin), None),
+            Some(listener) => (None, Some((admin, listener))),
+        };
+        let incoming = |listener| connections(listener, limits.of_connections(), metrics.connections.clone());
+        let main = builder(limits, tls.clone())?
+            .layer(layer.clone())
             .add_service(core)
-            .add_service(admin)
-            .add_service(health)
-            .add_service(v1)
-            .add_service(v1alpha)
-            .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
-            .await?;
+            .add_optional_service(beside)
+            .add_service(health.clone())
+            .add_service(v1.clone())
+            .add_service(v1alpha.clone())
+            .serve_with_incoming_shutdown(incoming(listener), stop.clone().cancelled_owned());
+        let team = async {
+            let Some((admin, listener)) = own else { return Ok(()) };
+            builder(limits, tls)?
+                .layer(layer)
+                .add_service(admin)
+                .add_service(health)
+                .add_service(v1)
+                .add_service(v1alpha)
+                .serve_with_incoming_shutdown(incoming(listener), stop.cancelled_owned())
+                .await
+        };
+        // Boxed: each holds a whole server.
+        tokio::try_join!(Box::pin(main), Box::pin(team))?;
         Ok(())
+    }
+}
+
+/// A server with the limits of HTTP/2 and TLS.
+fn builder(limits: GrpcLimits, tls: Option<ServerTlsConfig>) -> Result<Server, tonic::transport::Error> {
+    let server = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_adaptive_window(Some(false))
+        .http2_keepalive_interval(Some(limits.ping_interval))
+        .http2_keepalive_timeout(Some(PING_TIMEOUT))
+        .http2_max_header_list_size(Some(limits.header_bytes))
+        .http2_max_pending_accept_reset_streams(Some(RESETS_BEFORE_ACCEPT))
+        .http2_max_local_error_reset_streams(Some(RESETS_OF_OURS))
+        .max_concurrent_streams(limits.streams);
+    match tls {
+        Some(tls) => server.tls_config(tls),
+        None => Ok(server),
     }
 }
 

@@ -46,6 +46,11 @@ pub enum Field {
         /// What it is: a hint never opens as an answer.
         kind: u8,
     },
+    /// What a record of the audit trail says in words.
+    Audit {
+        /// Its number.
+        seq: u64,
+    },
 }
 
 /// Longest form of [`Field::render`]: domain, version and tag, and two ids.
@@ -82,6 +87,10 @@ impl Field {
                 put(&[VERSION, 4]);
                 put(session.as_bytes());
                 put(&[kind]);
+            }
+            Self::Audit { seq } => {
+                put(&[VERSION, 5]);
+                put(&seq.to_be_bytes());
             }
         }
         (out, len)

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{
-    KeyRing, SealError,
+    DataKey, KeyRing, SealError,
     cipher::{Hasher, KeyBytes, derive, random_key},
     ring::Purpose,
 };
@@ -34,11 +34,21 @@ pub enum SelfTestError {
 /// after rotation of the ring.
 pub struct InstallationSecret {
     hasher: Hasher,
+    audit: DataKey,
 }
 
 impl InstallationSecret {
     fn new(secret: &KeyBytes) -> Self {
-        Self { hasher: Hasher::new(&derive(secret, "chatbox/v1/installation/hash")) }
+        Self {
+            hasher: Hasher::new(&derive(secret, "chatbox/v1/installation/hash")),
+            audit: DataKey::new(&derive(secret, "chatbox/v1/installation/audit")),
+        }
+    }
+
+    /// The key of what the audit trail says in words.
+    #[must_use]
+    pub fn audit_key(&self) -> &DataKey {
+        &self.audit
     }
 
     /// A hash that only this installation can compute: for the ids of idempotent calls. Different labels or different

@@ -16,10 +16,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     error::{SessionError, shutting_down},
+    holds::HoldWatch,
     idle,
     link::{Link, is_cut_off},
     log::SessionLog,
     naming::NamingLimits,
+    queue::HelpQueue,
     room::{Opening, Room, RoomHandle},
     sweep::Sweep,
 };
@@ -28,7 +30,7 @@ use crate::{
     llm::registry::Models,
     metrics::Metrics,
     seal::{InstallationSecret, KeyRing},
-    store::{BootId, Header, SessionStore, SlotRule, StoreErrorKind},
+    store::{BootId, HandoffStore, Header, SessionStore, ShareStore, SlotRule, StoreErrorKind},
 };
 
 /// How often the heads of live sessions are compared with the store, in one read.
@@ -66,6 +68,10 @@ pub struct SessionLimits {
     pub idle_end: Option<Duration>,
     /// How sessions get their names.
     pub naming: NamingLimits,
+    /// A hold whose admin was gone for so long goes back to the queue.
+    pub hold_lapse: Duration,
+    /// What the product says to who asks for a person when nobody of the team is there; empty: nothing.
+    pub offline_notice: String,
     /// Clients of a core that leaves come back spread over this time.
     pub away_jitter: Duration,
 }
@@ -92,10 +98,13 @@ pub enum Phase {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) store: Arc<dyn SessionStore>,
+    pub(super) handoffs: Arc<dyn HandoffStore>,
+    pub(super) shares: Arc<dyn ShareStore>,
+    pub(super) queue: HelpQueue,
     pub(super) bus: Arc<dyn Bus>,
     pub(super) models: Models,
     pub(super) ring: Arc<KeyRing>,
-    pub(super) secret: InstallationSecret,
+    pub(super) secret: Arc<InstallationSecret>,
     pub(super) limits: SessionLimits,
     pub(super) metrics: Metrics,
     pub(super) boot_id: BootId,
@@ -164,6 +173,10 @@ pub struct Directory {
 pub struct Parts {
     /// Where sessions are kept.
     pub store: Arc<dyn SessionStore>,
+    /// Where it is kept which of them wait for a person or are held by one.
+    pub handoffs: Arc<dyn HandoffStore>,
+    /// Share links.
+    pub shares: Arc<dyn ShareStore>,
     /// The way to the other cores that share the store.
     pub bus: Arc<dyn Bus>,
     /// Who can answer.
@@ -171,7 +184,7 @@ pub struct Parts {
     /// The key ring, after its self-test.
     pub ring: Arc<KeyRing>,
     /// The installation's secret, from the self-test.
-    pub secret: InstallationSecret,
+    pub secret: Arc<InstallationSecret>,
     /// Limits and times.
     pub limits: SessionLimits,
     /// Figures.
@@ -186,6 +199,9 @@ impl Directory {
         let naming = Arc::new(Semaphore::new(parts.limits.naming.at_once));
         let shared = Shared {
             store: parts.store,
+            queue: HelpQueue::new(parts.handoffs.clone(), parts.bus.clone()),
+            handoffs: parts.handoffs,
+            shares: parts.shares,
             bus: parts.bus,
             models: parts.models,
             ring: parts.ring,
@@ -235,7 +251,12 @@ impl Directory {
         self.shared.rooms().get(&id).filter(|room| !room.is_closed()).cloned()
     }
 
+    /// The header of a session that is not erased.
     pub(super) async fn header(&self, id: SessionId) -> Result<Option<Header>, Failure> {
+        Ok(self.any_header(id).await?.filter(|header| !header.is_erased()))
+    }
+
+    pub(super) async fn any_header(&self, id: SessionId) -> Result<Option<Header>, Failure> {
         let call = tokio::time::timeout(self.shared.limits.store_call, self.shared.store.session(id));
         let result = call.await.map_err(|_| SessionError::StoreTimeout).and_then(|r| r.map_err(SessionError::from));
         result.map_err(|error| self.shared.report(&error, "a header could not be read"))
@@ -264,6 +285,12 @@ impl Directory {
             Ok::<_, SessionError>(Opening { log, owner, created_at, state, read_marks, link, subscription })
         };
         let opening = read.await.map_err(|error| self.shared.report(&error, "a session could not be opened"))?;
+        if opening.state.erased {
+            // Whoever wrote the fence may have died on it.
+            let destroyed = self.destroy(header.id, opening.state.head).await;
+            destroyed.map_err(|error| self.shared.report(&error, "an erased session could not be destroyed yet"))?;
+            return Err(Failure::session_not_found());
+        }
 
         let mut rooms = self.shared.rooms();
         if let Some(room) = rooms.get(&header.id).filter(|room| !room.is_closed()) {
@@ -294,7 +321,10 @@ impl Directory {
         };
         tokio::select! {
             () = token.cancelled() => {}
-            _ = async { tokio::join!(recover, self.compare_heads(), idle::run(&self)) } => {}
+            _ = async {
+                let holds = HoldWatch::new(self.clone()).run();
+                tokio::join!(recover, self.compare_heads(), self.shared.queue.run(&self), holds, idle::run(&self))
+            } => {}
         }
     }
 

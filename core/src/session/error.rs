@@ -85,10 +85,22 @@ impl From<Rejection> for Failure {
     fn from(rejection: Rejection) -> Self {
         match rejection {
             Rejection::Ended => Failure::new(ErrorCode::FailedPrecondition, "SESSION_ENDED", "the session has ended"),
+            Rejection::Erased => Failure::session_not_found(),
             Rejection::TooManyUnanswered => {
                 Failure::new(ErrorCode::ResourceExhausted, "TOO_MANY_UNANSWERED", "too many messages wait for a reply")
                     .retry_after(Duration::from_secs(5))
             }
+            Rejection::Held => {
+                Failure::new(ErrorCode::FailedPrecondition, "SESSION_HELD", "a person holds the session")
+            }
+            Rejection::NotHeld => {
+                Failure::new(ErrorCode::FailedPrecondition, "NOT_HELD", "nobody holds the session; take it over first")
+            }
+            Rejection::OwnSession => Failure::new(
+                ErrorCode::FailedPrecondition,
+                "OWN_SESSION",
+                "nobody can be the other side of their own session",
+            ),
             Rejection::NotRunning => {
                 Failure::new(ErrorCode::FailedPrecondition, "REPLY_NOT_RUNNING", "this reply does not run")
             }
@@ -102,9 +114,6 @@ impl From<Rejection> for Failure {
                 "NOT_LAST_REPLY",
                 "only the last reply can be generated again",
             ),
-            Rejection::Held => {
-                Failure::new(ErrorCode::FailedPrecondition, "SESSION_HELD", "a person holds the session")
-            }
             Rejection::ModelNotAllowed => Failure::new(
                 ErrorCode::PermissionDenied,
                 "MODEL_NOT_ALLOWED",

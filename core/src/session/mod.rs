@@ -5,16 +5,20 @@
 //! knows of tonic, of SQL or of a provider's wire format.
 
 pub mod alerts;
+pub mod audit;
 mod context;
-mod cores;
 mod directory;
+mod erasure;
 mod error;
 pub mod event;
 mod history;
+mod holds;
 mod idle;
 mod link;
+mod listing;
 mod log;
 mod naming;
+mod queue;
 pub mod register;
 mod reply;
 mod room;
@@ -26,14 +30,15 @@ mod sweep;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod verify;
+pub mod watch;
 
 pub use self::{
-    cores::{Company, Membership, Refused},
     directory::{Directory, Parts, Phase, SessionLimits},
     error::SessionError,
+    listing::SessionPage,
     naming::{MAX_NAME, NamedBy, NamingLimits},
-    room::{Attach, Frame, RoomHandle, SubscriberId},
-    sessions::{MessagePage, OpenSession, SessionPage, Sessions},
+    room::{Act, Attach, Frame, RoomHandle, SubscriberId},
+    sessions::{MessagePage, OpenSession, Sessions},
     shares::{NewShare, SharePage, SharedPage, Shares},
     subscriber::{Closed, Queue, QueueLimits, QueueStream},
 };

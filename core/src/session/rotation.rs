@@ -204,7 +204,7 @@ mod tests {
     use crate::{
         domain::{session::SessionState, time::Timestamp},
         seal::self_test,
-        session::log,
+        session::{log, register::Company},
         store::{
             NewSession, SlotRule,
             sqlite::{SqliteOptions, SqliteStore},
@@ -236,7 +236,7 @@ mod tests {
 
     fn rotation(store: &Arc<dyn SessionStore>, ring: &Arc<KeyRing>) -> Rotation {
         let limit = Duration::from_secs(5);
-        let register = Register::new(store.clone(), [7; 16], ring, Duration::from_secs(10), limit);
+        let register = Register::new(store.clone(), [7; 16], Company::Together, ring, Duration::from_secs(10), limit);
         Rotation::new(store.clone(), ring.clone(), register, limit)
     }
 
@@ -293,8 +293,7 @@ mod tests {
         let old = keys.ring("a");
         self_test(&old, &*store).await.unwrap();
         let ids = sessions(&store, &old, 3).await;
-        let wrapped = store.session(ids[0]).await.unwrap().unwrap().wrapped_key;
-        assert!(store.replace_wrapped_key(ids[0], wrapped, Vec::new()).await.unwrap());
+        assert!(store.erase_session(ids[0], 0).await.unwrap());
         let wrapped = store.session(ids[1]).await.unwrap().unwrap().wrapped_key;
         assert!(store.replace_wrapped_key(ids[1], wrapped, b"junk".to_vec()).await.unwrap());
         let failure = run(&rotation(&store, &keys.ring("b"))).await.unwrap_err();

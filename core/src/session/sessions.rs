@@ -1,8 +1,6 @@
 //! What the layer above can do with sessions. Every operation on a session id goes through [`Sessions::owned`]: one gate,
 //! one answer for unknown and foreign ids.
 
-use std::time::Duration;
-
 use chatbox_proto::{error_code::ErrorCode, ids::SessionId, status::Failure, v1};
 use tokio::sync::oneshot;
 
@@ -12,34 +10,30 @@ use super::{
     event,
     history::{Bounds, HistoryReader, Page},
     log,
-    room::{Attach, Change, Command, RoomHandle, SubscriberId},
+    room::{Act, Attach, Change, Command, RoomHandle, SubscriberId},
 };
 use crate::{
     domain::{
-        entry::{Sender, Seq},
+        entry::{Sender, SenderRole, Seq},
         session::SessionState,
         time::Timestamp,
     },
     seal::InstallationSecret,
-    store::{Created, Header, NewSession, RequestKey, SessionQuery, SlotRule},
+    store::{Created, HandoffStore, Header, NewSession, RequestKey, SlotRule},
 };
 
 /// Looks for a session of one's own give up after so many tries: each failure means that a session ended or a room closed
 /// in between.
-const TRIES: usize = 4;
+pub(super) const TRIES: usize = 4;
 
 /// Bytes of the messages of one page, encoded: gRPC clients take 4 MiB unless told otherwise. A reply alone is at most 3 MiB
 /// by the configuration, so that every page, event and entry stays below those 4.
 pub(super) const PAGE_BYTES: usize = 3 * 1024 * 1024;
 
-/// Sessions that one search looks through, and how many at once.
-const SEARCHED: usize = 2_000;
-const SEARCH_PAGE: u32 = 200;
-
 /// Sessions, for the users and services they belong to.
 #[derive(Debug, Clone)]
 pub struct Sessions {
-    directory: Directory,
+    pub(super) directory: Directory,
 }
 
 /// A stream's hold on a session.
@@ -49,15 +43,6 @@ pub struct OpenSession {
     pub room: RoomHandle,
     /// The stream within it.
     pub subscriber: SubscriberId,
-}
-
-/// A page of an owner's sessions.
-#[derive(Debug)]
-pub struct SessionPage {
-    /// Latest activity first.
-    pub sessions: Vec<v1::Session>,
-    /// Where the next page goes on.
-    pub next: Option<(Timestamp, SessionId)>,
 }
 
 /// A page of messages.
@@ -105,14 +90,6 @@ impl Sessions {
         &self.directory.shared.secret
     }
 
-    pub(super) fn store_call(&self) -> Duration {
-        self.directory.shared.limits.store_call
-    }
-
-    pub(super) fn report(&self, error: &super::SessionError, what: &'static str) -> Failure {
-        self.directory.shared.report(error, what)
-    }
-
     /// The same gate for rooms.
     async fn owned_room(&self, caller: &str, id: SessionId) -> Result<RoomHandle, Failure> {
         if let Some(room) = self.directory.live(id) {
@@ -120,6 +97,85 @@ impl Sessions {
         }
         let header = self.owned(caller, id).await?;
         self.directory.room_of(header).await
+    }
+
+    /// Whose session it is, for whoever decides in which capacity the caller may see it.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`; failures of the store.
+    pub async fn owner(&self, id: SessionId) -> Result<String, Failure> {
+        if let Some(room) = self.directory.live(id) {
+            return Ok(room.owner().to_owned());
+        }
+        self.directory.header(id).await?.map(|header| header.owner).ok_or_else(Failure::session_not_found)
+    }
+
+    /// Any session, for admins.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`; failures of the store.
+    pub async fn inspect(&self, id: SessionId) -> Result<v1::Session, Failure> {
+        let header = self.directory.header(id).await?.ok_or_else(Failure::session_not_found)?;
+        self.wire(&header).await
+    }
+
+    /// Messages of any session, for admins: the newest page below `before`, oldest first.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`; failures of the store.
+    pub async fn inspect_messages(
+        &self,
+        id: SessionId,
+        before: Option<Seq>,
+        limit: usize,
+    ) -> Result<MessagePage, Failure> {
+        let header = self.directory.header(id).await?.ok_or_else(Failure::session_not_found)?;
+        self.page_before(&header, before, 0, limit).await
+    }
+
+    pub(super) fn complete(&self, id: SessionId, session: &mut v1::Session) {
+        self.directory.shared.queue.complete(id, session);
+    }
+
+    pub(super) fn handoffs(&self) -> &dyn HandoffStore {
+        &*self.directory.shared.handoffs
+    }
+
+    pub(super) fn call_limit(&self) -> std::time::Duration {
+        self.directory.shared.limits.store_call
+    }
+
+    pub(super) fn report(&self, error: &super::SessionError, what: &'static str) -> Failure {
+        self.directory.shared.report(error, what)
+    }
+
+    /// Somebody of the team has shown up.
+    pub fn team_is_there(&self) {
+        self.directory.shared.queue.team_is_there();
+    }
+
+    /// What an admin does to a session. `request_id` names the call: repeated, it is the same call, and nothing is done again.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, `FAILED_PRECONDITION` with what stands in the way, `ALREADY_EXISTS` `REQUEST_ID_REUSED`, failures of the
+    /// store.
+    pub async fn act(&self, admin: &Sender, id: SessionId, act: Act, request_id: &str) -> Result<v1::Session, Failure> {
+        let secret = &self.directory.shared.secret;
+        let request = (!request_id.is_empty()).then(|| RequestKey {
+            id: secret.hash("admin call", &[admin.user_id.as_bytes(), request_id.as_bytes()]),
+            content: secret.hash("admin call content", &[format!("{act:?}").as_bytes()]),
+        });
+        for _ in 0..TRIES {
+            let room = self.directory.room(id).await?;
+            let (done, answer) = oneshot::channel();
+            let command = Command::Act { act: act.clone(), by: admin.clone(), request: request.clone(), done };
+            if room.command(command).await.is_ok()
+                && let Ok(result) = answer.await
+            {
+                return result;
+            }
+        }
+        Err(super::error::shutting_down())
     }
 
     /// Makes a session.
@@ -195,93 +251,16 @@ impl Sessions {
             let log = self.directory.log(header)?;
             log.state(&header.derived).await
         };
+        if header.is_erased() {
+            return Err(Failure::session_not_found());
+        }
         let state = read.await.map_err(|error| self.directory.shared.report(&error, "a session could not be read"))?;
-        Ok(event::wire_session(&header.id.to_string(), &header.owner, header.created_at, &state))
-    }
-
-    /// A page of the caller's sessions, latest activity first.
-    ///
-    /// # Errors
-    /// Failures of the store.
-    pub async fn list(
-        &self,
-        caller: &str,
-        ended: Option<bool>,
-        after: Option<(Timestamp, SessionId)>,
-        limit: u32,
-    ) -> Result<SessionPage, Failure> {
-        // One more than wanted tells whether there is a next page.
-        let mut headers = self.headers(caller, ended, after, limit + 1).await?;
-        let more = headers.len() > limit as usize;
-        headers.truncate(limit as usize);
-        let next = headers.last().filter(|_| more).map(place);
-        Ok(SessionPage { sessions: headers.iter().map(|header| self.listed(header)).collect(), next })
-    }
-
-    /// As [`list`](Self::list), those whose name contains this text, compared without case. Names are sealed, so that each
-    /// has to be opened: a call looks through [`SEARCHED`] sessions, and the page after it goes on behind them.
-    ///
-    /// # Errors
-    /// Failures of the store.
-    pub async fn search(
-        &self,
-        caller: &str,
-        name_contains: &str,
-        ended: Option<bool>,
-        after: Option<(Timestamp, SessionId)>,
-        limit: u32,
-    ) -> Result<SessionPage, Failure> {
-        let wanted = name_contains.to_lowercase();
-        let (mut sessions, mut after, mut looked) = (Vec::new(), after, 0);
-        loop {
-            let headers = self.headers(caller, ended, after, SEARCH_PAGE).await?;
-            for header in &headers {
-                if sessions.len() == limit as usize || looked == SEARCHED {
-                    return Ok(SessionPage { sessions, next: after });
-                }
-                let session = self.listed(header);
-                if session.name.to_lowercase().contains(&wanted) {
-                    sessions.push(session);
-                }
-                after = Some(place(header));
-                looked += 1;
-            }
-            if headers.len() < SEARCH_PAGE as usize {
-                return Ok(SessionPage { sessions, next: None });
-            }
+        if state.erased {
+            return Err(Failure::session_not_found());
         }
-    }
-
-    async fn headers(
-        &self,
-        caller: &str,
-        ended: Option<bool>,
-        after: Option<(Timestamp, SessionId)>,
-        limit: u32,
-    ) -> Result<Vec<Header>, Failure> {
-        let shared = &self.directory.shared;
-        let query = SessionQuery { owner: caller.to_owned(), ended, after, limit };
-        let call = tokio::time::timeout(shared.limits.store_call, shared.store.list_sessions(query)).await;
-        call.map_err(|_| super::SessionError::StoreTimeout)
-            .and_then(|result| result.map_err(Into::into))
-            .map_err(|error| self.directory.shared.report(&error, "sessions could not be listed"))
-    }
-
-    /// A session of a list. Its folded state may be a moment old; a list is.
-    fn listed(&self, header: &Header) -> v1::Session {
-        let read = || {
-            let log = self.directory.log(header)?;
-            log.open_state(&header.derived)
-        };
-        match read() {
-            Ok(state) => event::wire_session(&header.id.to_string(), &header.owner, header.created_at, &state),
-            // The others must not be lost for it, and whoever owns it has to see that it is there and what became of it:
-            // reading it fails with `DATA_LOSS`.
-            Err(error) => {
-                self.directory.shared.report(&error, "a session of a list could not be read");
-                event::unreadable_session(header)
-            }
-        }
+        let mut session = event::wire_session(&header.id.to_string(), &header.owner, header.created_at, &state);
+        self.directory.shared.queue.complete(header.id, &mut session);
+        Ok(session)
     }
 
     /// Messages of a session, newest page first: up to `limit` below `before`, down to and without `after`. A page may be
@@ -298,9 +277,19 @@ impl Sessions {
         limit: usize,
     ) -> Result<MessagePage, Failure> {
         let header = self.owned(caller, id).await?;
+        self.page_before(&header, before, after, limit).await
+    }
+
+    async fn page_before(
+        &self,
+        header: &Header,
+        before: Option<Seq>,
+        after: Seq,
+        limit: usize,
+    ) -> Result<MessagePage, Failure> {
         let read = async {
-            let log = self.directory.log(&header)?;
-            let head = log.call(log.store.head(id)).await?;
+            let log = self.directory.log(header)?;
+            let head = log.call(log.store.head(header.id)).await?;
             let page =
                 HistoryReader::new(&log).page_before(before.unwrap_or(head + 1), after, page_bounds(limit)).await?;
             let mut page = message_page(page, head);
@@ -390,19 +379,29 @@ impl Sessions {
         model: &str,
         mut join: impl FnMut(bool, oneshot::Sender<Result<SubscriberId, Failure>>) -> Attach,
     ) -> Result<OpenSession, Failure> {
+        // One that was found as the active one may be erased by now: then it is not active any more.
+        let erased = |failure: &Failure| session.is_none() && failure.code == ErrorCode::NotFound;
         for _ in 0..TRIES {
-            let (room, created) = match session {
-                Some(id) => (self.owned_room(&caller.user_id, id).await?, false),
+            let found = match session {
+                Some(id) if caller.role == SenderRole::Admin => self.directory.room(id).await.map(|room| (room, false)),
+                Some(id) => self.owned_room(&caller.user_id, id).await.map(|room| (room, false)),
                 None => {
                     let (header, created) = self.active_or_new(&caller.user_id, model).await?;
-                    (self.directory.room_of(header).await?, created)
+                    self.directory.room_of(header).await.map(|room| (room, created))
                 }
             };
+            let (room, created) = match found {
+                Err(failure) if erased(&failure) => continue,
+                found => found?,
+            };
             let (done, answer) = oneshot::channel();
-            if room.command(Command::Attach(join(created, done))).await.is_ok()
-                && let Ok(result) = answer.await
-            {
-                return Ok(OpenSession { subscriber: result?, room });
+            if room.command(Command::Attach(join(created, done))).await.is_err() {
+                continue;
+            }
+            match answer.await {
+                Ok(Err(failure)) if erased(&failure) => {}
+                Ok(result) => return Ok(OpenSession { subscriber: result?, room }),
+                Err(_) => {}
             }
         }
         Err(super::error::shutting_down())
@@ -427,11 +426,6 @@ impl Sessions {
             Created::RequestReused => Err(Failure::internal()),
         }
     }
-}
-
-/// Where a session stands in its owner's list.
-fn place(header: &Header) -> (Timestamp, SessionId) {
-    (header.derived.last_activity, header.id)
 }
 
 fn page_bounds(messages: usize) -> Bounds {

@@ -104,7 +104,13 @@ impl Shares {
         let share = match made.map_err(|error| self.report(&error).outcome_unknown())? {
             ShareCreated::New => {
                 let change = Change::Share { id: share_id.to_string(), revoked: false };
-                self.sessions.change(&caller.user_id, id, change).await?;
+                if let Err(failure) = self.sessions.change(&caller.user_id, id, change).await {
+                    if failure.code == ErrorCode::NotFound {
+                        // Erased meanwhile, maybe after its other links were removed.
+                        self.call(self.store.remove_shares(id)).await.map_err(|error| self.report(&error))?;
+                    }
+                    return Err(failure);
+                }
                 share
             }
             ShareCreated::Repeated(earlier) => earlier,
@@ -218,7 +224,7 @@ impl Shares {
     }
 
     async fn call<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, SessionError> {
-        match tokio::time::timeout(self.sessions.store_call(), call).await {
+        match tokio::time::timeout(self.sessions.call_limit(), call).await {
             Ok(result) => Ok(result?),
             Err(_) => Err(SessionError::StoreTimeout),
         }

@@ -1,4 +1,4 @@
-//! What other cores leave unfinished. Every core looks at the leases of all running replies and at all unfinished sessions;
+//! What other cores leave unfinished, and rows of replies that are over. Every core looks at the leases of all running replies and at all unfinished sessions;
 //! one that stands still for the lapse, on this core's own monotonic clock, is dead, and its session's room is opened to
 //! finish it. That several cores come to the same judgement does no harm: the log lets one of them finish it.
 
@@ -54,7 +54,12 @@ impl Watched {
 }
 
 /// A session whose room has to be told: of a row that stands still, or that nothing moves.
-type Dead = (SessionId, Option<(MessageId, u64)>);
+struct Dead {
+    session: SessionId,
+    row: Option<(MessageId, u64)>,
+    /// A room of this core looks after it.
+    kept: bool,
+}
 
 /// See the module's text.
 pub(super) struct Sweep {
@@ -110,15 +115,13 @@ impl Sweep {
         self.leased = rows.iter().map(|row| row.session_id).collect();
         let before = std::mem::take(&mut self.leases);
         for ReplyLease { session_id, message_id, boot_id, renewals } in rows {
-            if boot_id == shared.boot_id && self.directory.live(session_id).is_some() {
-                // Its own room looks after it.
-                continue;
-            }
+            let own = boot_id == shared.boot_id;
+            let kept = own && self.directory.live(session_id).is_some();
             let mut watched = Watched::seen(before.get(&message_id), renewals, now);
             // One of this very process, which has no room for it, has nobody.
-            if watched.due(shared.limits.reply_lapse) <= now || (boot_id == shared.boot_id && !watched.told) {
+            if watched.due(shared.limits.reply_lapse) <= now || (own && !kept && !watched.told) {
                 (watched.since, watched.told) = (now, true);
-                dead.push((session_id, Some((message_id, renewals))));
+                dead.push(Dead { session: session_id, row: Some((message_id, renewals)), kept });
             }
             self.leases.insert(message_id, watched);
         }
@@ -156,7 +159,7 @@ impl Sweep {
             let mut watched = Watched::seen(before.get(&session_id), applied_seq, now);
             if watched.due(lapse) <= now {
                 (watched.since, watched.told) = (now, true);
-                dead.push((session_id, None));
+                dead.push(Dead { session: session_id, row: None, kept: false });
             }
             self.sessions.insert(session_id, watched);
         }
@@ -182,10 +185,41 @@ impl Sweep {
     }
 }
 
-/// Opens the session's room and tells it; a room that answers what waits does so by being open.
-async fn tell(directory: &Directory, (session, row): Dead) {
-    // What could not be opened was reported, and comes up again.
-    if let Ok(room) = directory.room(session).await {
+/// Opens the session's room and tells it; a room that answers what waits does so by being open. What could not be done was
+/// reported, and comes up again.
+async fn tell(directory: &Directory, Dead { session, row, kept }: Dead) {
+    if let Some((message_id, _)) = row {
+        match clear(directory, session, message_id).await {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(error) => {
+                directory.shared.report(&error, "the row of a reply could not be looked after");
+                return;
+            }
+        }
+    }
+    if !kept && let Ok(room) = directory.room(session).await {
         let _ = room.command(Command::Dead(row)).await;
     }
+}
+
+/// Removes the row of a reply that has its end in the log, read after the row was seen; the companion that was to remove it
+/// was lost. `true`: nobody has to be told of anything.
+async fn clear(directory: &Directory, session: SessionId, reply: MessageId) -> Result<bool, SessionError> {
+    let (over, unfinished) = match directory.header(session).await {
+        Ok(Some(header)) => {
+            let state = directory.log(&header)?.state(&header.derived).await?;
+            (state.running.as_ref().is_none_or(|running| running.id != reply), state.is_unfinished())
+        }
+        Ok(None) => (true, false),
+        // It was reported.
+        Err(_) => return Ok(true),
+    };
+    if over {
+        let shared = &directory.shared;
+        let call = tokio::time::timeout(shared.limits.store_call, shared.store.remove_reply(reply));
+        call.await.map_err(|_| SessionError::StoreTimeout)??;
+        tracing::info!(session.id = %session, reply.id = %reply, "removed the row of a reply that is over");
+    }
+    Ok(over && !unfinished)
 }

@@ -92,13 +92,16 @@ impl Verifier {
             after = Some(*last);
             for (session, wrapped) in &page {
                 verified.sessions += 1;
-                if wrapped.is_empty() {
+                let header = if wrapped.is_empty() { None } else { self.call(self.store.session(*session)).await? };
+                // It may have been erased since the page was read.
+                let Some(header) = header.filter(|header| !header.is_erased()) else {
                     verified.erased += 1;
-                } else if let Some(header) = self.call(self.store.session(*session)).await? {
-                    for (place, wrong) in self.session(&header, &mut verified.entries).await? {
-                        verified.findings += 1;
-                        progress(verified, Some(Finding { session: *session, place, wrong }));
-                    }
+                    progress(verified, None);
+                    continue;
+                };
+                for (place, wrong) in self.session(&header, &mut verified.entries).await? {
+                    verified.findings += 1;
+                    progress(verified, Some(Finding { session: *session, place, wrong }));
                 }
                 progress(verified, None);
             }

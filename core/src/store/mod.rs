@@ -3,9 +3,11 @@
 //! A store sees sealed bytes, ids, owners, numbers and times; never text. It knows nothing of rooms, replies or providers:
 //! it keeps what it is given, atomically where the contract says so, and says truthfully whether it did.
 
+pub mod audit;
 #[cfg(test)]
 mod conformance;
 pub mod error;
+pub mod handoff;
 pub mod mongo;
 pub mod outbox;
 pub mod shares;
@@ -18,7 +20,9 @@ use chatbox_proto::ids::{MessageId, SessionId};
 
 use self::outbox::OutboxStore;
 pub use self::{
+    audit::{AuditQuery, AuditRow, AuditStore},
     error::{StoreError, StoreErrorKind},
+    handoff::{HandoffRow, HandoffStore, Stage},
     shares::{Share, ShareCreated, ShareRevoked, ShareStore},
 };
 use crate::domain::{entry::Seq, time::Timestamp};
@@ -101,6 +105,14 @@ pub struct Header {
     pub created_at: Timestamp,
     /// The folded state, possibly behind the log: opening a session is this plus the tail of the log.
     pub derived: Derived,
+}
+
+impl Header {
+    /// Its key is destroyed: nothing of it can be read.
+    #[must_use]
+    pub fn is_erased(&self) -> bool {
+        self.wrapped_key.is_empty()
+    }
 }
 
 /// The folded state of a session as of `applied_seq`, with the columns that lists need. Replaced as a whole.
@@ -246,11 +258,27 @@ pub struct Stores {
     pub shares: Arc<dyn ShareStore>,
     /// Alerts on their way.
     pub outbox: Arc<dyn OutboxStore>,
+    /// Which sessions wait for a person, and which are held by one.
+    pub handoffs: Arc<dyn HandoffStore>,
+    /// The audit trail.
+    pub audit: Arc<dyn AuditStore>,
 }
 
-impl<S: SessionStore + ShareStore + OutboxStore> From<Arc<S>> for Stores {
+impl<S: SessionStore + ShareStore + OutboxStore + HandoffStore + AuditStore> From<S> for Stores {
+    fn from(store: S) -> Self {
+        Arc::new(store).into()
+    }
+}
+
+impl<S: SessionStore + ShareStore + OutboxStore + HandoffStore + AuditStore> From<Arc<S>> for Stores {
     fn from(store: Arc<S>) -> Self {
-        Self { sessions: store.clone(), shares: store.clone(), outbox: store }
+        Self {
+            sessions: store.clone(),
+            shares: store.clone(),
+            outbox: store.clone(),
+            handoffs: store.clone(),
+            audit: store,
+        }
     }
 }
 
@@ -267,10 +295,10 @@ pub trait SessionStore: Send + Sync + std::fmt::Debug + 'static {
     /// The header of a session; `None` when there is none. Reads what was acknowledged before the call began.
     async fn session(&self, id: SessionId) -> Result<Option<Header>, StoreError>;
 
-    /// The owner's active session with the latest activity (ties: the larger id).
+    /// The owner's active session with the latest activity (ties: the larger id); erased ones are not active.
     async fn active_session(&self, owner: &str) -> Result<Option<Header>, StoreError>;
 
-    /// Sessions of an owner, latest activity first, ties by larger id first.
+    /// Sessions of an owner that are not erased, latest activity first, ties by larger id first.
     async fn list_sessions(&self, query: SessionQuery) -> Result<Vec<Header>, StoreError>;
 
     /// Appends one document if the head is `expected_head` and no message key exists, durably: after `Done` no crash
@@ -343,8 +371,8 @@ pub trait SessionStore: Send + Sync + std::fmt::Debug + 'static {
         checkpoint: Vec<u8>,
     ) -> Result<bool, StoreError>;
 
-    /// Replaces a session's wrapped data key, durably, if it is still `expected`; says whether it did. An empty `new`
-    /// destroys the key for good: an empty one is never replaced.
+    /// Replaces a session's wrapped data key, durably, if it is still `expected`; says whether it did. A destroyed key is
+    /// never replaced, and none is destroyed by this: neither of the two is empty.
     async fn replace_wrapped_key(
         &self,
         session_id: SessionId,
@@ -352,12 +380,23 @@ pub trait SessionStore: Send + Sync + std::fmt::Debug + 'static {
         new: Vec<u8>,
     ) -> Result<bool, StoreError>;
 
+    /// Destroys what a session can be read with, durably and for good: afterwards its wrapped key and its folded state are
+    /// empty, it has no rows of replies, no read marks and no slot, has ended and is not unfinished. `fence` is the number
+    /// of the last entry of its log, which says that this is to happen: nothing that goes with an earlier append changes it
+    /// any more. It is in no list of its owner's; its header remains, so that whoever asks again can be told apart. Says
+    /// whether there is such a session; twice is once, and cut anywhere it can be done again.
+    async fn erase_session(&self, session_id: SessionId, fence: Seq) -> Result<bool, StoreError>;
+
+    /// Removes the row of a reply that has its end in the log, durably; nothing if there is none. Such a row is left when a
+    /// companion of the append that ended it was lost.
+    async fn remove_reply(&self, message_id: MessageId) -> Result<(), StoreError>;
+
     /// The wrapped data keys of all sessions, destroyed ones too, in the order of the sessions' ids, above `after`.
     async fn wrapped_keys(&self, after: Option<SessionId>, limit: u32)
     -> Result<Vec<(SessionId, Vec<u8>)>, StoreError>;
 
     /// Raises how far a participant has read; a smaller number changes nothing. May be lost by a crash within a second.
-    /// A session that does not exist is left so, and beyond [`MAX_READ_MARKS`] no further participant is kept: both without an
+    /// A session that does not exist or is erased is left so, and beyond [`MAX_READ_MARKS`] no further participant is kept: both without an
     /// error.
     async fn mark_read(&self, session_id: SessionId, user_id: &str, seq: Seq) -> Result<(), StoreError>;
 

@@ -1,6 +1,7 @@
 //! The HTTP side: one file per family of routes, each a thin forward to core. Errors are bodies of `ErrorResponse`, made in
 //! one place.
 
+pub(crate) mod admin;
 pub(crate) mod bare;
 mod call;
 pub(crate) mod error;

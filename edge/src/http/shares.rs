@@ -62,5 +62,6 @@ pub(crate) async fn shown(State(edge): State<Arc<Edge>>, request: Request) -> Re
     let secret = auth::bearer(headers).map_err(|error| auth::refused(error, client_ip))?;
     let secret = secret.filter(|secret| secret.len() <= MAX_SECRET).ok_or_else(Failure::unauthenticated)?.to_owned();
     let caller = auth::caller(&secret, client_ip, headers);
-    call::forward_as::<GetSharedSessionRequest, GetSharedSessionResponse>(&edge, CALL, &caller, "secret", request).await
+    call::forward_with::<GetSharedSessionRequest, GetSharedSessionResponse>(&edge, CALL, &caller, "secret", request)
+        .await
 }

@@ -62,6 +62,8 @@ struct Position {
     session_id: String,
     seq: u64,
     reply: Option<chat_request::ReplyPosition>,
+    /// Why an admin is here.
+    reason: String,
     caught_up: bool,
 }
 
@@ -283,9 +285,9 @@ impl Link {
         if let Some(chat_response::Event::Opened(opened)) = event {
             let opening = self.opening.take();
             let asked = opening.and_then(|opening| ChatRequest::decode(opening.bytes).ok()?.frame);
-            let (after_seq, reply) = match asked {
-                Some(chat_request::Frame::Open(open)) => (open.after_seq, open.reply),
-                Some(_) | None => (None, None),
+            let (after_seq, reply, reason) = match asked {
+                Some(chat_request::Frame::Open(open)) => (open.after_seq, open.reply, open.reason),
+                Some(_) | None => (None, None, String::new()),
             };
             let replayed = opened.verdict() == chat_response::ResumeVerdict::Replayed;
             self.unanswered.answered(&opened.request_id);
@@ -293,6 +295,7 @@ impl Link {
                 session_id: opened.session.map(|session| session.session_id).unwrap_or_default(),
                 seq: after_seq.filter(|_| replayed).unwrap_or(opened.head),
                 reply,
+                reason,
                 caught_up: false,
             });
         }
@@ -354,6 +357,7 @@ impl Position {
             session_id: self.session_id.clone(),
             after_seq: Some(self.seq),
             reply: self.reply.clone(),
+            reason: self.reason.clone(),
             ..chat_request::Open::default()
         };
         let frame = Some(chat_request::Frame::Open(open));

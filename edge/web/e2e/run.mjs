@@ -1,4 +1,4 @@
-// Runs the browser tests: against CHATBOX_URL with CHATBOX_TOKEN and CHATBOX_TOKEN_B when they are set, else against a
+// Runs the browser tests: against CHATBOX_URL with CHATBOX_TOKEN, CHATBOX_TOKEN_B and CHATBOX_TOKEN_ADMIN when they are set, else against a
 // `chatbox dev` of its own (the binary CHATBOX_BIN, by default the debug build) on free ports and an empty folder.
 import { spawn, execFileSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, openSync, readdirSync } from 'node:fs';
@@ -50,8 +50,10 @@ async function startProduct(folder) {
     product.kill('SIGKILL');
     throw error;
   }
-  const token = (sub) => execFileSync(binary, ['token', '--data', data, '--sub', sub, '--role', 'user'], { encoding: 'utf8' }).trim();
-  return { product, log, env: { CHATBOX_URL: url, CHATBOX_TOKEN: token('alice'), CHATBOX_TOKEN_B: token('bob') } };
+  const token = (sub, role = 'user') =>
+    execFileSync(binary, ['token', '--data', data, '--sub', sub, '--role', role], { encoding: 'utf8' }).trim();
+  const tokens = { CHATBOX_TOKEN: token('alice'), CHATBOX_TOKEN_B: token('bob'), CHATBOX_TOKEN_ADMIN: token('ann', 'chat_admin') };
+  return { product, log, env: { CHATBOX_URL: url, ...tokens } };
 }
 
 function exit(child) {

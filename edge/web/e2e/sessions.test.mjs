@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { beforeEach, test } from 'node:test';
-import { api, endAll, TOKEN_B, visit } from './harness.mjs';
+import { api, endAll, TOKEN, TOKEN_B, URL_, visit } from './harness.mjs';
 
 beforeEach(() => endAll());
 
@@ -53,6 +53,43 @@ test('ending is asked for, told to other tabs, and takes no more messages', asyn
     await tab.page.getByText('This conversation has ended').first().waitFor();
     assert.equal(await tab.box.count(), 0);
   }
+  await other.close();
+  await chat.close();
+});
+
+test('deleting is asked for, and the conversation is gone here, in other tabs and on the server', async () => {
+  // That it is not there any more is what is asked of the server at the end.
+  const chat = await visit({ tolerate: [/404/] });
+  const other = await visit({ context: chat.page.context(), tolerate: [/404/, /WebSocket connection/] });
+  await chat.send('Soon forgotten');
+  await chat.finished();
+  const doomed = chat.sessionId;
+  const row = chat.page.getByRole('navigation').locator('li', { hasText: 'Soon forgotten' });
+  await row.hover();
+  await row.getByRole('button', { name: /Delete/ }).click();
+  const dialog = chat.page.getByRole('dialog');
+  await dialog.getByText('Soon forgotten').waitFor();
+  await dialog.getByRole('button', { name: 'Cancel' }).click();
+  await dialog.waitFor({ state: 'hidden' });
+  assert.equal((await api(`sessions/${doomed}`)).session.status, 'SESSION_STATUS_ACTIVE');
+  await row.hover();
+  await row.getByRole('button', { name: /Delete/ }).click();
+  await dialog.getByRole('button', { name: 'Delete for good' }).click();
+  await chat.page.waitForURL((url) => !url.hash.includes(doomed));
+  // Another tab sees its end at once, and that it is gone when it asks for it again.
+  await other.page.getByText('This conversation has ended').first().waitFor();
+  await other.page.reload();
+  await other.page.getByText('does not exist, or it is not yours').waitFor();
+  for (const tab of [chat, other]) {
+    await tab.connected();
+    await tab.page.getByText('What can I do for you?').waitFor();
+    assert.equal(await tab.page.getByRole('navigation').getByText('Soon forgotten').count(), 0);
+    assert.notEqual(tab.sessionId, doomed);
+  }
+  const answer = await fetch(new URL(`api/v1/sessions/${doomed}`, URL_), { headers: { authorization: `Bearer ${TOKEN}` } });
+  assert.equal(answer.status, 404);
+  const { sessions = [] } = await api('sessions');
+  assert.ok(sessions.every((one) => one.sessionId !== doomed));
   await other.close();
   await chat.close();
 });

@@ -89,11 +89,15 @@ export class FakeServer {
     return socket;
   };
 
-  readonly fetch = async (input: string | URL | Request): Promise<Response> => {
+  /** Method and path of every call. */
+  readonly calls: string[] = [];
+
+  readonly fetch = async (input: string | URL | Request, init?: RequestInit): Promise<Response> => {
     const url = new URL(String(input));
     const status = this.httpStatus;
     await new Promise((done) => setTimeout(done, 3));
     if (status !== 0) return new Response('<h1>no</h1>', { status });
+    this.calls.push(`${init?.method ?? 'GET'} ${url.pathname}`);
     if (url.pathname.endsWith('/models')) return Response.json({ defaultModel: 'demo' });
     if (url.pathname.endsWith('/messages')) return Response.json(this.#page(url.searchParams));
     return Response.json({ session: this.session() });

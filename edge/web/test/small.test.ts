@@ -1,7 +1,8 @@
 import { describe, expect, it } from 'vitest';
-import { Backoff, ChatboxError, durationMs, mayResume, seqOf } from '../src/client';
+import { Api, Backoff, ChatboxError, durationMs, mayResume, seqOf } from '../src/client';
 import { utf8Length, utf8Prefix } from '../src/client/utf8';
 import { randomFrom } from './harness';
+import { FakeServer } from './server';
 
 describe('back-off', () => {
   it('stays between the floor and a ceiling that doubles up to the cap', () => {
@@ -82,5 +83,22 @@ describe('errors', () => {
     for (const code of [1000, 1002, 1003, 1007, 1008, 1009, 1010, 1015, 4100, 4101, 4110, 4999]) {
       expect(mayResume(code)).toBe(false);
     }
+  });
+});
+
+describe('the calls', () => {
+  const api = (server: FakeServer) =>
+    new Api({ base: new URL('http://test/chatbox/'), token: () => 'jwt', fetch: server.fetch as typeof fetch });
+
+  it('delete a session by its own path, whatever its id holds', async () => {
+    const server = new FakeServer();
+    await api(server).deleteSession('a/b');
+    expect(server.calls).toEqual(['DELETE /chatbox/api/v1/sessions/a%2Fb']);
+  });
+
+  it('tell why a session could not be deleted', async () => {
+    const server = new FakeServer();
+    server.httpStatus = 404;
+    await expect(api(server).deleteSession('s1')).rejects.toMatchObject({ code: 'NOT_FOUND' });
   });
 });

@@ -156,6 +156,9 @@ pub async fn run(mut topology: Box<dyn Topology>, plan: Plan) -> Result<Outcome>
     let mut record = Record { devices, faults, unsettled: Vec::new() };
     let told =
         if unsettled.is_empty() { ask_all(&doors, &record, &mut random, &mut unsettled).await? } else { Vec::new() };
+    if unsettled.is_empty() && !topology.at_rest(plan.patience).await? {
+        unsettled.push("rows of replies that are over stay".to_owned());
+    }
     record.unsettled = unsettled;
     let logs = topology.logs();
     let vault = topology.close().await.with_context(|| format!("seed {}", plan.seed))?;

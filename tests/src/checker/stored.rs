@@ -234,7 +234,7 @@ async fn read(store: &dyn SessionStore, ring: &KeyRing, header: &Header) -> Resu
         owner: header.owner.clone(),
         documents,
         state_differs: state_differs(header, &state, &entries),
-        unfinished: is_unfinished(store, header, &state, &entries).await?,
+        unfinished: is_unfinished(store, header, &state).await?,
         entries: entries.iter().map(as_sent).collect::<Result<_>>()?,
         history: None,
         replay: None,
@@ -253,21 +253,11 @@ fn state_differs(header: &Header, state: &SessionState, entries: &[entry::Entry]
     if folded == *state && ended { String::new() } else { format!("stored {state:?}, folded {folded:?}") }
 }
 
-async fn is_unfinished(
-    store: &dyn SessionStore,
-    header: &Header,
-    state: &SessionState,
-    entries: &[entry::Entry],
-) -> Result<bool> {
+async fn is_unfinished(store: &dyn SessionStore, header: &Header, state: &SessionState) -> Result<bool> {
     let at_head = store.head(header.id).await? == header.derived.applied_seq;
     // A mark that goes with an older state is as good as that state: whoever opens the session repairs both.
     let marked = at_head && (header.derived.unfinished || state.is_unfinished());
-    let Some(row) = store.reply_row(header.id).await? else { return Ok(marked) };
-    // A store that writes rows after the log may lose their removal with a core. One that is a single file may not.
-    let ended = entries
-        .iter()
-        .any(|entry| matches!(&entry.fact.kind, entry::EntryKind::ReplyFinished(end) if end.id == row.message_id));
-    Ok(marked || !ended || !store.is_shared())
+    Ok(marked || store.reply_row(header.id).await?.is_some())
 }
 
 /// An entry as subscribers get it.

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::{
     client::{Addresses, Client, Transport},
-    grpc::{self, Core},
+    grpc::{self, Core, Team},
     metrics::gauge,
     ports::free_port,
     process::Process,
@@ -88,6 +88,25 @@ impl Cores {
         let grpc = self.cores[number].grpc;
         let token = Minter::hs256(SECRET).mint(&claims(user, "user"))?;
         Client::connect(Transport::Grpc, Addresses { http: grpc, grpc }, &token).await
+    }
+
+    /// A stream of an admin on one core.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub async fn connect_admin(&self, number: usize, user: &str) -> Result<Client> {
+        let grpc = self.cores[number].grpc;
+        let token = Minter::hs256(SECRET).mint(&claims(user, "chat_admin"))?;
+        Client::connect(Transport::Grpc, Addresses { http: grpc, grpc }, &token).await
+    }
+
+    /// The team's calls of one core as this admin.
+    ///
+    /// # Errors
+    /// When there is no token.
+    pub fn team(&self, number: usize, user: &str) -> Result<Team> {
+        let token = Minter::hs256(SECRET).mint(&claims(user, "chat_admin"))?;
+        grpc::team(grpc::channel(self.cores[number].grpc)?, &token)
     }
 
     /// The calls of one core as this user.

@@ -4,7 +4,9 @@ use std::{fmt, net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
-use chatbox_proto::v1::{ChatRequest, ChatResponse, core::chat_core_client::ChatCoreClient};
+use chatbox_proto::v1::{
+    ChatRequest, ChatResponse, admin::chat_admin_client::ChatAdminClient, core::chat_core_client::ChatCoreClient,
+};
 use futures_util::future::BoxFuture;
 use prost::Message as _;
 use tokio::sync::mpsc;
@@ -52,6 +54,18 @@ pub fn channel(address: SocketAddr) -> Result<Channel> {
 pub fn core(channel: Channel, token: Option<&str>) -> Result<Core> {
     let value = token.map(|token| format!("Bearer {token}").parse()).transpose().context("a token is ASCII")?;
     Ok(ChatCoreClient::with_interceptor(channel, Bearer(value)))
+}
+
+/// Client of `ChatAdmin` as one caller.
+pub type Team = ChatAdminClient<InterceptedService<Channel, Bearer>>;
+
+/// A client of the team's calls that calls with this token.
+///
+/// # Errors
+/// When the token cannot be metadata.
+pub fn team(channel: Channel, token: &str) -> Result<Team> {
+    let value = format!("Bearer {token}").parse().context("a token is ASCII")?;
+    Ok(ChatAdminClient::with_interceptor(channel, Bearer(Some(value))))
 }
 
 /// Before the server's first answer the call itself is still pending.

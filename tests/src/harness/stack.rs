@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 use super::{
     client::{Addresses, Client, Transport},
-    grpc::{self, Core},
+    grpc::{self, Core, Team},
     http::{Http, client},
     metrics::gauge,
     provider::Provider,
@@ -240,6 +240,22 @@ impl Stack {
     /// When it is refused.
     pub async fn connect(&self, transport: Transport, user: &str) -> Result<Client> {
         Client::connect(transport, self.addresses, &self.token(user, "user")?).await
+    }
+
+    /// A stream of an admin.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub async fn connect_admin(&self, transport: Transport, user: &str) -> Result<Client> {
+        Client::connect(transport, self.addresses, &self.token(user, "chat_admin")?).await
+    }
+
+    /// The team's calls as this admin.
+    ///
+    /// # Errors
+    /// When there is no token.
+    pub fn team(&self, user: &str) -> Result<Team> {
+        grpc::team(grpc::channel(self.addresses.grpc)?, &self.token(user, "chat_admin")?)
     }
 
     /// The routes of the edge as this user.

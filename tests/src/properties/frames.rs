@@ -167,7 +167,8 @@ fn peeked_event(peeked: peek::Event<'_>, response: &ChatResponse) {
         (Short::Opened, Some(Event::Opened(_)))
         | (Short::CaughtUp, Some(Event::CaughtUp(_)))
         | (Short::TokenExpiring, Some(Event::TokenExpiring(_)))
-        | (Short::Other, None | Some(Event::Typing(_) | Event::Presence(_) | Event::Heartbeat(_))) => {}
+        | (Short::Other, None | Some(Event::Typing(_) | Event::Presence(_) | Event::Heartbeat(_) | Event::Help(_))) => {
+        }
         (short, full) => unreachable!("{short:?} is not {full:?}"),
     }
 }

@@ -3,19 +3,22 @@
 use std::{net::SocketAddr, path::PathBuf, process::Command, time::Duration};
 
 use chatbox_core::seal::KeyRing;
-use chatbox_proto::v1::{ListMessagesRequest, ListModelsRequest, chat_request::Open};
+use chatbox_proto::v1::{DeleteSessionRequest, ListMessagesRequest, ListModelsRequest, chat_request::Open};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
-use crate::harness::{
-    client::{Addresses, Client, Transport},
-    grpc,
-    ports::free_port,
-    process::Process,
-    stack::SECRET,
-    token::{Minter, claims},
-    tools::binary,
-    wait::LIMIT,
+use crate::{
+    checker::faulty::{ABORT, Call, Failpoint, Side},
+    harness::{
+        client::{Addresses, Client, Transport},
+        grpc,
+        ports::free_port,
+        process::Process,
+        stack::SECRET,
+        token::{Minter, claims},
+        tools::binary,
+        wait::{LIMIT, wait_for},
+    },
 };
 
 /// A core on one file, started again and again with other rings.
@@ -53,6 +56,14 @@ impl Installation {
         self.folder.path().join("chatbox.db")
     }
 
+    /// Whether these bytes are anywhere in the files of the database.
+    fn holds(&self, bytes: &[u8]) -> bool {
+        let ours =
+            |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("chatbox.db"));
+        let files = std::fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().path()).filter(ours);
+        files.map(|file| std::fs::read(file).unwrap()).any(|file| file.windows(bytes.len()).any(|part| part == bytes))
+    }
+
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(binary(program).unwrap());
         command.env_clear().env("PATH", "/usr/bin:/bin").current_dir(self.folder.path());
@@ -60,9 +71,13 @@ impl Installation {
     }
 
     async fn start(&mut self, ring: &[usize]) -> Process {
+        self.start_as("chatbox-core", ring, &[]).await
+    }
+
+    async fn start_as(&mut self, program: &str, ring: &[usize], vars: &[(&str, String)]) -> Process {
         self.runs += 1;
-        let mut command = self.command("chatbox-core");
-        command.arg("--config").arg(self.settings(ring));
+        let mut command = self.command(program);
+        command.arg("--config").arg(self.settings(ring)).envs(vars.iter().map(|(name, value)| (name, value)));
         let log = self.folder.path().join(format!("{}.log", self.runs));
         let mut process = Process::start("chatbox-core", command, &log).unwrap();
         let core = self.core("alice");
@@ -190,6 +205,70 @@ async fn verification_names_what_is_not_sealed_altered_moved_or_missing() {
         assert!(said.contains(&format!("session {}: {found}", sessions[session])), "{found}: {said}");
     }
     assert!(!said.contains(&sessions[4]), "{said}");
+}
+
+#[tokio::test]
+async fn of_an_erased_session_no_file_of_the_database_holds_the_key() {
+    let mut installation = Installation::new();
+    let core = installation.start(&[0]).await;
+    let (erased, kept) = (installation.talk("alice").await, installation.talk("bob").await);
+    stop(core).await;
+    let database = Connection::open(installation.database()).unwrap();
+    let key = |session: &str| -> Vec<u8> {
+        let sql = format!("SELECT wrapped_key FROM sessions WHERE id = x'{}'", session.replace('-', ""));
+        database.query_row(&sql, [], |row| row.get(0)).unwrap()
+    };
+    let (erased_key, kept_key) = (key(&erased), key(&kept));
+    drop(database);
+    assert!(installation.holds(&erased_key) && installation.holds(&kept_key));
+
+    let core = installation.start(&[0]).await;
+    let delete = DeleteSessionRequest { session_id: erased.clone() };
+    let mut mallory = installation.core("mallory");
+    assert_eq!(mallory.delete_session(delete.clone()).await.unwrap_err().code(), tonic::Code::NotFound);
+    let mut alice = installation.core("alice");
+    // Twice is once.
+    for _ in 0..2 {
+        alice.delete_session(delete.clone()).await.unwrap();
+    }
+    let list = ListMessagesRequest { session_id: erased, ..Default::default() };
+    assert_eq!(alice.list_messages(list).await.unwrap_err().code(), tonic::Code::NotFound);
+    assert_eq!(installation.history("bob", &kept).await.len(), 2);
+    stop(core).await;
+    assert!(!installation.holds(&erased_key), "the key is in a file of the database");
+    assert!(installation.holds(&kept_key));
+    let (fine, said) = installation.verify(&[0]);
+    assert!(fine && said.contains("2 sessions (1 erased)") && said.contains(" 0 findings"), "{said}");
+}
+
+#[tokio::test]
+async fn a_core_that_dies_at_the_destruction_of_a_key_is_followed_by_one_that_completes_it() {
+    for side in Side::ALL {
+        let mut installation = Installation::new();
+        let failpoint = Failpoint { call: Call::EraseSession, side, nth: 1 };
+        let mut core = installation.start_as("faulty-core", &[0], &[(ABORT, failpoint.to_string())]).await;
+        let session_id = installation.talk("alice").await;
+        let delete = DeleteSessionRequest { session_id: session_id.clone() };
+        installation.core("alice").delete_session(delete.clone()).await.expect_err("it died");
+        core.wait_exit(LIMIT).await.unwrap();
+
+        let core = installation.start(&[0]).await;
+        // Nobody asks for the session.
+        let destroyed = || async {
+            let database = Connection::open(installation.database()).ok()?;
+            let erased = "SELECT count(*) FROM sessions WHERE length(wrapped_key) = 0";
+            let count: u32 = database.query_row(erased, [], |row| row.get(0)).ok()?;
+            (count == 1).then_some(())
+        };
+        wait_for("the destruction", LIMIT, destroyed).await.unwrap();
+        installation.core("alice").delete_session(delete).await.unwrap();
+        let list = ListMessagesRequest { session_id, ..Default::default() };
+        let answer = installation.core("alice").list_messages(list).await;
+        assert_eq!(answer.unwrap_err().code(), tonic::Code::NotFound);
+        stop(core).await;
+        let (fine, said) = installation.verify(&[0]);
+        assert!(fine && said.contains("1 sessions (1 erased)"), "{said}");
+    }
 }
 
 async fn stop(mut core: Process) {

@@ -202,7 +202,7 @@ async fn without_nats_it_is_slower_and_right_and_with_it_again_as_before() {
     let answer = second.request(Frame::Stop(Stop { message_id: reply.clone() })).await.unwrap();
     assert!(matches!(answer, Answer::Ack(_)), "{answer:?}");
     let end = first.reply_of(&reply).await.unwrap().finished;
-    assert_eq!((end.finish_reason(), end.text.as_str()), (FinishReason::Cancelled, "checkpointed"));
+    assert_eq!((end.finish_reason(), end.text.as_str()), (FinishReason::Interrupted, "checkpointed"));
     gate.open();
 
     world.cores.restart_nats().await.unwrap();

@@ -77,12 +77,20 @@ pub(crate) struct Conversation {
     ended: bool,
     /// The head that the last heartbeat of this stream named.
     promised: Option<u64>,
+    /// Why we open somebody else's session.
+    reason: String,
 }
 
 impl Conversation {
     /// With a session, or with whichever is active.
     pub(crate) fn new(session_id: &str, model: &str) -> Self {
         Self { session_id: session_id.to_owned(), model: model.to_owned(), ..Self::default() }
+    }
+
+    /// With somebody else's session that we hold, of which everything up to `head` is known.
+    pub(crate) fn held(session_id: &str, head: u64, reason: &str) -> Self {
+        let (reason, position) = (reason.to_owned(), Some(head));
+        Self { reason, position, held: true, ..Self::new(session_id, "") }
     }
 
     pub(crate) fn session_id(&self) -> &str {
@@ -146,6 +154,7 @@ impl Conversation {
                 next_offset: reply.next_offset(),
             }),
             model: if self.is_open() { String::new() } else { self.model.clone() },
+            reason: self.reason.clone(),
             ..chat_request::Open::default()
         };
         (self.resume, self.refusal, self.promised, self.close_code) = (None, None, None, 0);
@@ -186,7 +195,9 @@ impl Conversation {
                 self.resume = Some(Resume { after: after.unwrap_or_default() });
                 Vec::new()
             }
-            Event::CaughtUp(_) | Event::Typing(_) | Event::Presence(_) | Event::TokenExpiring(_) => Vec::new(),
+            Event::CaughtUp(_) | Event::Typing(_) | Event::Presence(_) | Event::TokenExpiring(_) | Event::Help(_) => {
+                Vec::new()
+            }
         }
     }
 

@@ -24,8 +24,8 @@ use tokio::{
     task::JoinSet,
 };
 
+pub(crate) use self::conversation::Conversation;
 use self::{
-    conversation::Conversation,
     talk::{Manner, Talk},
     view::{Style, View},
 };
@@ -33,14 +33,19 @@ use crate::{args::ChatArgs, client::Client};
 
 pub(crate) async fn run(args: ChatArgs, vars: Vars) -> Result<ExitCode> {
     let client = Client::new(&args.server, &vars)?;
+    let conversation = Conversation::new(args.session.as_deref().unwrap_or_default(), &args.model);
+    converse(client, conversation, args.json).await
+}
+
+/// Holds a conversation between standard input and standard output.
+pub(crate) async fn converse(client: Client, conversation: Conversation, as_json: bool) -> Result<ExitCode> {
     let person = io::stdin().is_terminal();
-    let style = match (args.json, person) {
+    let style = match (as_json, person) {
         (true, _) => Style::Events,
         (false, true) => Style::Terminal,
         (false, false) => Style::Replies,
     };
     let view = View::new(style, Box::new(anstream::stdout()), Box::new(anstream::stderr()));
-    let conversation = Conversation::new(args.session.as_deref().unwrap_or_default(), &args.model);
     let manner = if person { Manner::Person } else { Manner::Program };
 
     // Ends with this function.

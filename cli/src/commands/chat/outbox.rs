@@ -8,7 +8,7 @@ use chatbox_proto::v1::{
 
 /// What became of one of our messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(crate) enum Outcome {
     /// It has a complete reply, or a person will see to it.
     Answered,
     /// It was refused, or its reply broke off.

@@ -24,15 +24,17 @@ use crate::{
     generate::Generator,
     grpc::{
         PageSizes,
+        admin::{CallRate, Gate},
         auth::{Authenticator, session_caller},
         core::{CoreService, FrameLimits},
         generate::{Generate, GenerateLimits},
-        limits::StreamsByUser,
+        limits::PlacesByUser,
     },
     metrics::Metrics,
     seal::KeyRing,
     session::{
         Queue, QueueLimits, QueueStream, Shares,
+        audit::AuditTrail,
         tests::fixture::{Core, patiently},
     },
 };
@@ -57,7 +59,7 @@ fn service(core: &Core) -> (CoreService, String) {
     let key = KeyRing::generate_key();
     let service = CoreService {
         sessions: core.sessions.clone(),
-        shares: Shares::new(core.sessions.clone(), core.shares()),
+        shares: Shares::new(core.sessions.clone(), core.place.shares.clone()),
         models: core.models.clone(),
         authenticator: Authenticator::new(Arc::new(Verifier::new(&config, None).unwrap())),
         sealer: Arc::new(KeyRing::from_config("k", [("k", key.as_str())]).unwrap().page_token_sealer()),
@@ -70,10 +72,17 @@ fn service(core: &Core) -> (CoreService, String) {
             expiry_warning: Duration::from_secs(60),
         },
         pages: PageSizes { default: 50, max: 1_000 },
-        streams: StreamsByUser::new(10),
+        streams: PlacesByUser::streams(10),
+        calls: PlacesByUser::calls(10),
         tasks: TaskTracker::new(),
         leaving: CancellationToken::new(),
         metrics: Metrics::default(),
+        gate: Gate {
+            authenticator: Authenticator::new(Arc::new(Verifier::new(&config, None).unwrap())),
+            audit: AuditTrail::new(core.place.audit.clone(), core.secret.clone(), Duration::from_secs(5)),
+            sessions: core.sessions.clone(),
+            rate: CallRate::new(60),
+        },
         generate: Generate::new(
             Generator::new(core.models.clone()),
             GenerateLimits { frame_bytes: 1 << 20, conversation_bytes: 4 << 20, messages: 1_000, streams: 10 },

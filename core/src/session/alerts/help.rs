@@ -15,7 +15,7 @@ impl HelpReader for Directory {
     async fn help(&self, session: SessionId, seq: Seq) -> Result<Option<HelpFacts>, SessionError> {
         let read = timeout(self.shared.limits.store_call, self.shared.store.session(session));
         let header = read.await.map_err(|_| SessionError::StoreTimeout)??;
-        let Some(header) = header else { return Ok(None) };
+        let Some(header) = header.filter(|header| !header.is_erased()) else { return Ok(None) };
         let log = self.log(&header)?;
         let entries = log.read_after(seq.saturating_sub(1), 1).await?;
         let Some(entry) = entries.into_iter().find(|entry| entry.seq == seq) else { return Ok(None) };

@@ -24,7 +24,7 @@ use tokio::{sync::oneshot, time::Instant};
 use super::Room;
 use crate::{
     domain::{
-        entry::{Sender, Seq},
+        entry::{Sender, SenderRole, Seq},
         time::Timestamp,
     },
     session::{
@@ -136,6 +136,12 @@ impl Subscribers {
         senders
     }
 
+    /// Whether an admin is attached: this one, or any.
+    pub(super) fn has_admin(&self, user_id: Option<&str>) -> bool {
+        let mut admins = self.attached.iter().map(|s| &s.sender).filter(|sender| sender.role == SenderRole::Admin);
+        admins.any(|admin| user_id.is_none_or(|user_id| admin.user_id == user_id))
+    }
+
     pub(super) fn trace(&self, id: SubscriberId) -> Option<TraceContext> {
         self.attached.iter().find(|s| s.id == id).and_then(|s| s.trace)
     }
@@ -198,6 +204,16 @@ impl Subscribers {
         }
     }
 
+    /// Ends all streams with this failure, after what they have been given.
+    pub(super) fn end(&mut self, failure: &Failure) {
+        for subscriber in self.attached.drain(..) {
+            subscriber.queue.close(Closed::Failed(failure.clone()));
+        }
+        for (attach, _) in self.waiting.drain(..) {
+            let _ = attach.done.send(Err(failure.clone()));
+        }
+    }
+
     /// Tells everybody that the server is leaving, and ends their streams.
     pub(super) fn send_away(&mut self, jitter: Duration) {
         for subscriber in self.attached.drain(..) {
@@ -224,7 +240,9 @@ impl Room {
             // Nothing is heard of what others write: who opens is told what the store has now.
             self.stale_since = Some(Instant::now());
         }
-        let refusal = if self.is_leaving() {
+        let refusal = if self.state.erased {
+            Some(Failure::session_not_found())
+        } else if self.is_leaving() {
             Some(shutting_down())
         } else if self.subscribers.attached.len() + self.subscribers.waiting.len() >= MAX_SUBSCRIBERS {
             Some(Failure::new(
@@ -343,6 +361,7 @@ impl Room {
         self.subscribers.attached.push(subscriber);
         self.broadcast_presence(None);
         self.publish_presence(false);
+        self.note_team();
         if done.send(Ok(id)).is_err() {
             self.detach(id);
         }

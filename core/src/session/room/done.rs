@@ -2,6 +2,7 @@
 
 use chatbox_proto::ids::MessageId;
 
+use super::write::Op;
 use crate::domain::entry::{Entry, EntryKind, Seq};
 
 /// What was done for them.
@@ -14,7 +15,11 @@ pub(super) struct Done {
 
 impl Done {
     /// For the entries of an append.
-    pub(super) fn of(entries: &[Entry]) -> Self {
+    pub(super) fn of(op: &Op, entries: &[Entry]) -> Self {
+        if let Op::Handoff(_) = op {
+            // What the product says of it is no message of theirs.
+            return Self { seq: entries.first().map_or(0, |entry| entry.seq), ..Self::default() };
+        }
         let message = entries.iter().find_map(|entry| {
             if let EntryKind::Message(message) = &entry.fact.kind {
                 return Some((message.id, entry.seq));

@@ -3,10 +3,9 @@
 
 use std::{future::Future, pin::Pin, task, time::Duration};
 
-use chatbox_proto::ids::MessageId;
 use tokio::time::Instant;
 
-use super::{remote::Found, write::Write};
+use super::{ending::Asked, write::Write};
 use crate::{
     domain::{
         entry::{Entry, Seq},
@@ -26,7 +25,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(250);
 pub(super) struct InFlight {
     /// `None` for what nobody asked for, and once whoever asked was told that the outcome is unknown.
     pub(super) write: Option<Write>,
-    entries: Vec<Entry>,
+    pub(super) entries: Vec<Entry>,
     started: Instant,
     work: Pin<Box<dyn Future<Output = Outcome> + Send>>,
 }
@@ -63,10 +62,12 @@ pub(super) enum Outcome {
     Failed(SessionError),
     /// A reply that runs by the log and has no task, with the text that is left of it.
     Orphan(RunningReply, String),
+    /// The row of a handoff, which goes ahead of its entries.
+    Prepared(Result<(), SessionError>),
     /// The reply moves after all.
     Alive,
-    /// What is known elsewhere of a reply that runs there.
-    Looked(MessageId, Found),
+    /// What came of asking the core that runs the reply to end it.
+    Asked(Asked),
 }
 
 impl Future for InFlight {
@@ -109,7 +110,7 @@ pub(super) async fn conflict(log: SessionLog, head: Seq, key: Option<MessageKey>
     }
 }
 
-async fn read_tail(log: &SessionLog, head: Seq) -> Result<Vec<Entry>, SessionError> {
+pub(super) async fn read_tail(log: &SessionLog, head: Seq) -> Result<Vec<Entry>, SessionError> {
     let mut tail: Vec<Entry> = Vec::new();
     loop {
         let after = tail.last().map_or(head, |entry| entry.seq);

@@ -4,27 +4,30 @@
 
 mod attach;
 mod done;
+mod ending;
 mod flight;
+mod handle;
+mod handoff;
 mod life;
 mod live;
 mod marks;
 mod peers;
+mod prepare;
 mod remote;
 mod write;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use chatbox_proto::{error_code::ErrorCode, ids::MessageId, status::Failure, trace::TraceContext, v1};
+use chatbox_proto::{error_code::ErrorCode, status::Failure, trace::TraceContext};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     time::Instant,
 };
 
-pub use self::attach::{Attach, SubscriberId};
-pub(super) use self::life::Change;
 use self::{
     attach::Subscribers,
     flight::poll,
+    handoff::{Handoff, RowCare},
     life::Naming,
     live::{LiveReply, Renewal},
     marks::{Marks, store_marks},
@@ -32,6 +35,12 @@ use self::{
     remote::{Look, RemoteReply, Stopping},
     write::{Op, Origin, Write, Writes},
 };
+pub use self::{
+    attach::{Attach, SubscriberId},
+    handle::{Frame, RoomHandle},
+    handoff::Act,
+};
+pub(super) use self::{handle::Command, life::Change};
 use super::{
     directory::{Phase, Shared},
     error::{SessionError, shutting_down},
@@ -42,10 +51,11 @@ use super::{
 use crate::{
     bus::Subscription,
     domain::{
-        entry::{EndReason, Message, Sender, Seq},
+        entry::{EndReason, Seq},
         session::SessionState,
         time::Timestamp,
     },
+    store::Stage,
 };
 
 /// Commands that wait for the room; senders wait beyond that.
@@ -56,109 +66,6 @@ const LINGER: Duration = Duration::from_secs(5);
 
 /// How often everything that has a deadline is looked at, at least.
 const TICK: Duration = Duration::from_millis(500);
-
-/// What a subscriber wants, checked for form.
-#[derive(Debug)]
-pub enum Frame {
-    /// Write a message.
-    Send(Message),
-    /// Stop the running reply.
-    Stop(MessageId),
-    /// End the session.
-    EndSession,
-    /// Choose the model that answers; whether there is one of that id, for the caller, was checked.
-    SelectModel(String),
-    /// Have the last reply generated once more.
-    Regenerate(MessageId),
-    /// Somebody is writing, or stopped.
-    Typing(bool),
-    /// Somebody has read up to here.
-    Read(Seq),
-}
-
-pub(super) enum Command {
-    Attach(Attach),
-    Frame {
-        subscriber: SubscriberId,
-        request_id: String,
-        frame: Frame,
-    },
-    HalfClose(SubscriberId),
-    Detach(SubscriberId),
-    /// A change of the session as a whole.
-    Change {
-        change: Change,
-        done: oneshot::Sender<Result<v1::Session, Failure>>,
-    },
-    /// Nothing was written after this entry for as long as a session may stand still.
-    Idle(Seq),
-    End {
-        by: Sender,
-        done: oneshot::Sender<Result<v1::Session, Failure>>,
-    },
-    /// The head as the store told it to a read that began then.
-    StoreHead {
-        head: Seq,
-        read_at: Instant,
-    },
-    /// Nobody renews the reply that runs by the log: its row at this number of renewals, or none.
-    Dead(Option<(MessageId, u64)>),
-}
-
-/// Reaches one room. Sending fails when the room has closed: then look it up again.
-#[derive(Debug, Clone)]
-pub struct RoomHandle {
-    /// Boxed: the channel keeps 32 places for each room, however small its bound is.
-    commands: mpsc::Sender<Box<Command>>,
-    owner: Arc<str>,
-}
-
-/// The room has closed.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct RoomClosed;
-
-impl RoomHandle {
-    pub(super) fn owner(&self) -> &str {
-        &self.owner
-    }
-
-    pub(super) fn is_closed(&self) -> bool {
-        self.commands.is_closed()
-    }
-
-    pub(super) async fn command(&self, command: Command) -> Result<(), RoomClosed> {
-        self.commands.send(Box::new(command)).await.map_err(|_| RoomClosed)
-    }
-
-    /// For hints that may be lost.
-    pub(super) fn hint_store_head(&self, head: Seq, read_at: Instant) {
-        let _ = self.commands.try_send(Box::new(Command::StoreHead { head, read_at }));
-    }
-
-    /// Hands a subscriber's frame to the room; the answer comes on the subscriber's queue.
-    ///
-    /// # Errors
-    /// The room has closed.
-    pub async fn frame(&self, subscriber: SubscriberId, request_id: String, frame: Frame) -> Result<(), Failure> {
-        let command = Command::Frame { subscriber, request_id, frame };
-        self.command(command).await.map_err(|RoomClosed| shutting_down())
-    }
-
-    /// Waits until the room has closed.
-    pub async fn closed(&self) {
-        self.commands.closed().await;
-    }
-
-    /// The subscriber sends nothing more: its stream ends once nothing it waits for is left.
-    pub async fn half_close(&self, subscriber: SubscriberId) {
-        let _ = self.command(Command::HalfClose(subscriber)).await;
-    }
-
-    /// The subscriber is gone.
-    pub async fn detach(&self, subscriber: SubscriberId) {
-        let _ = self.command(Command::Detach(subscriber)).await;
-    }
-}
 
 /// What a room begins with.
 pub(super) struct Opening {
@@ -199,6 +106,9 @@ pub(super) struct Room {
     /// Where the last message that came in here belongs in a trace: the next reply answers it.
     trace: Option<TraceContext>,
     renewal: Option<Renewal>,
+    row: RowCare,
+    /// What others were told last about the session's row.
+    announced: Option<std::mem::Discriminant<Stage>>,
     /// The head as the store told it last.
     store_head: Seq,
     phase: watch::Receiver<Phase>,
@@ -216,7 +126,7 @@ impl Room {
         let owner: Arc<str> = owner.into();
         let handle = RoomHandle { commands: sender, owner: owner.clone() };
         let phase = shared.phase.clone();
-        let room = Self {
+        let mut room = Self {
             log,
             link,
             subscription,
@@ -240,12 +150,15 @@ impl Room {
             naming: None,
             trace: None,
             renewal: None,
+            row: RowCare::default(),
+            announced: None,
             phase,
             gone: false,
             next_heartbeat: Instant::now() + shared.limits.heartbeat,
             empty_since: Some(Instant::now()),
             shared,
         };
+        room.announced = room.stage_kind();
         (room, handle)
     }
 
@@ -267,13 +180,14 @@ impl Room {
             self.start_look();
             self.settle_half_closed();
             self.start_marks();
+            self.start_row();
             // Setting a timer costs more than passing on a delta: one that rings too early is harmless, so it is only moved
             // when it would ring too late.
             let deadline = self.next_deadline();
             if deadline < alarm.deadline() || alarm.is_elapsed() {
                 alarm.as_mut().reset(deadline);
             }
-            let paused = self.writes.ends_session();
+            let paused = self.writes.cuts_reply();
             tokio::select! {
                 biased;
                 landed = poll(&mut self.writes.in_flight) => self.landed(landed),
@@ -289,12 +203,18 @@ impl Room {
                 },
                 name = life::next_name(&mut self.naming) => self.named(name),
                 unmarked = poll(&mut self.marks) => self.marked(unmarked),
+                written = poll(&mut self.row.writing) => self.row_written(written),
                 changed = self.phase.changed(), if !self.gone => self.phase_changed(changed.is_err()),
                 () = &mut alarm => self.tick(),
             }
         }
         if let Some(marks) = self.marks.take() {
             marks.await;
+        }
+        if let Some(row) = self.row.writing.take() {
+            // What it could not write is mended by whoever watches the rows.
+            let written = row.await;
+            self.row_written(written);
         }
         if !self.dirty_marks.is_empty() {
             store_marks(self.log.clone(), std::mem::take(&mut self.dirty_marks)).await;
@@ -305,11 +225,13 @@ impl Room {
     fn is_done(&self) -> bool {
         let quiet = self.subscribers.is_empty()
             && self.writes.is_idle()
+            && (self.row.is_idle() || self.is_leaving())
             && self.reply.is_none()
             && (self.naming.is_none() || self.is_leaving())
             && !self.remote.as_ref().is_some_and(RemoteReply::needs_care)
             && (!self.state.needs_reply() || self.is_leaving());
-        let lingered = self.is_leaving() || self.empty_since.is_some_and(|since| since.elapsed() >= LINGER);
+        let lingered =
+            self.is_leaving() || self.state.erased || self.empty_since.is_some_and(|since| since.elapsed() >= LINGER);
         quiet && lingered && self.commands.is_empty()
     }
 
@@ -343,12 +265,16 @@ impl Room {
             Command::Frame { subscriber, request_id, frame } => self.frame(subscriber, request_id, frame),
             Command::HalfClose(subscriber) => self.subscribers.half_close(subscriber),
             Command::Detach(subscriber) => self.detach(subscriber),
-            Command::End { done, .. } if self.writes.is_full() => {
+            Command::End { done, .. } | Command::Erase { done, .. } if self.writes.is_full() => {
                 self.answer(Origin::Call(done), Err(too_many_writes()))
             }
             Command::End { by, done } => {
                 self.writes.push(Write::new(Op::End { by, reason: EndReason::User }, Origin::Call(done)));
             }
+            Command::Erase { by, done } => self.writes.push(Write::new(Op::Erase { by }, Origin::Call(done))),
+            Command::Act { act, by, request, done } => self.act(act, by, request, Origin::Call(done)),
+            Command::StandsStill(row) => self.stands_still(row),
+            Command::Placed(place) => self.placed(place),
             Command::StoreHead { head, read_at } => {
                 self.store_head = self.store_head.max(head);
                 if head > self.state.head {
@@ -367,11 +293,24 @@ impl Room {
         let Some(sender) = self.subscribers.sender(subscriber).cloned() else { return };
         let roles = self.subscribers.roles(subscriber);
         let origin = Origin::Frame { subscriber, request_id };
+        if let Some(refusal) = self.refuse_admin(&sender, &frame) {
+            return self.answer(origin, Err(refusal));
+        }
         match frame {
-            Frame::Send(_) | Frame::EndSession | Frame::SelectModel(_) | Frame::Regenerate(_) if self.is_leaving() => {
-                self.answer(origin, Err(shutting_down()));
+            Frame::Send(_)
+            | Frame::EndSession
+            | Frame::RequestHelp(_)
+            | Frame::SelectModel(_)
+            | Frame::Regenerate(_)
+                if self.is_leaving() =>
+            {
+                self.answer(origin, Err(shutting_down()))
             }
-            Frame::Send(_) | Frame::EndSession | Frame::SelectModel(_) | Frame::Regenerate(_)
+            Frame::Send(_)
+            | Frame::EndSession
+            | Frame::RequestHelp(_)
+            | Frame::SelectModel(_)
+            | Frame::Regenerate(_)
                 if self.writes.is_full() =>
             {
                 self.answer(origin, Err(too_many_writes()));
@@ -389,6 +328,9 @@ impl Room {
             }
             Frame::EndSession => {
                 self.writes.push(Write::new(Op::End { by: sender, reason: EndReason::User }, origin));
+            }
+            Frame::RequestHelp(reason) => {
+                self.writes.push(Write::new(Op::Handoff(Handoff::RequestHelp(reason)), origin));
             }
             Frame::Stop(message_id) => self.stop(message_id, origin),
             Frame::Typing(active) => {
@@ -436,10 +378,6 @@ impl Room {
         }
     }
 
-    fn wire_session(&self) -> v1::Session {
-        event::wire_session(&self.log.id.to_string(), &self.owner, self.created_at, &self.state)
-    }
-
     fn phase_changed(&mut self, gone: bool) {
         // Without a directory there is nobody to cut this room later.
         self.gone = gone;
@@ -466,7 +404,7 @@ impl Room {
             && self.empty_since.is_none();
         let tick = if quiet { self.next_heartbeat } else { self.next_heartbeat.min(now + TICK) };
         let look = self.remote.as_ref().filter(|_| self.look.is_none()).map(RemoteReply::next_look);
-        let sooner = [self.writes.retry_at(), look, self.lease_ends()];
+        let sooner = [self.writes.retry_at(), look, self.lease_ends(), self.next_row()];
         sooner.into_iter().flatten().fold(tick, Instant::min).max(now)
     }
 
@@ -475,6 +413,7 @@ impl Room {
         if now >= self.next_heartbeat {
             self.next_heartbeat = now + self.shared.limits.heartbeat;
             self.subscribers.broadcast(&event::heartbeat(self.store_head.max(self.state.head)));
+            self.note_team();
         }
         self.subscribers.lapse_typing(now);
         self.tick_peers(now);

@@ -51,8 +51,6 @@ pub(super) struct RemoteReply {
     following: bool,
     /// Nobody renews it any more, at this number of renewals; without one there is no row.
     dead: Option<Option<u64>>,
-    /// Its text is as new as it can be for an end that is decided here.
-    pub(super) asked_for_end: bool,
     early: Vec<RemoteDelta>,
     next_look: Instant,
     waiters: Vec<Origin>,
@@ -76,7 +74,6 @@ impl RemoteReply {
             ready: from_start,
             following: from_start,
             dead: None,
-            asked_for_end: false,
             early: Vec::new(),
             next_look: Instant::now() + if from_start { SILENCE } else { Duration::ZERO },
             waiters: Vec::new(),
@@ -194,12 +191,17 @@ impl Future for Stopping {
 }
 
 /// `None` when its core ends it; else what is left of the reply.
-async fn ask_to_stop(log: SessionLog, link: Link, id: MessageId) -> Option<Found> {
+pub(super) async fn ask_to_stop(log: SessionLog, link: Link, id: MessageId) -> Option<Found> {
     if link.ask(Question::Stop { message_id: id }).await == Some(Told::Stopping) {
         return None;
     }
-    let row = log.call(log.store.reply_row(log.id)).await.ok().flatten().filter(|row| row.message_id == id);
-    Some(Found::Checkpoint(row.map(|row| log.open_checkpoint(id, &row.checkpoint).unwrap_or_default())))
+    Some(Found::Checkpoint(checkpoint(&log, id).await))
+}
+
+/// What was saved of a reply, if it has a row.
+pub(super) async fn checkpoint(log: &SessionLog, id: MessageId) -> Option<String> {
+    let row = log.call(log.store.reply_row(log.id)).await.ok().flatten().filter(|row| row.message_id == id)?;
+    Some(log.open_checkpoint(id, &row.checkpoint).unwrap_or_default())
 }
 
 impl Room {
@@ -286,7 +288,7 @@ impl Room {
             return;
         }
         // The end of the session is being written with the text so far.
-        if !self.writes.ends_session() {
+        if !self.writes.cuts_reply() {
             self.extend_remote(delta.offset, &delta.text);
         }
     }
@@ -346,7 +348,8 @@ impl Room {
         }
     }
 
-    /// Stops a reply of another core. Its core writes the end; if it does not answer, this one does.
+    /// Stops a reply of another core. Its core writes the end, CANCELLED with all that it has shown; if it does not answer,
+    /// this one writes it, INTERRUPTED with what is known here.
     pub(super) fn stop_remote(&mut self, origin: Origin) {
         let Some(remote) = &mut self.remote else { return };
         if remote.waiters.len() >= MAX_WAITERS {

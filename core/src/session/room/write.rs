@@ -14,22 +14,23 @@ use super::{
     Room,
     attach::SubscriberId,
     flight::{Death, InFlight, Landed, Outcome, adopt, append, conflict, resolve},
+    handoff::Handoff,
     life::Change,
     live::LiveReply,
-    remote::{RemoteReply, look},
+    prepare::lookup,
+    remote::RemoteReply,
 };
 use crate::{
     domain::{
         decide::{self, NextReply, Rejection},
-        entry::{EndReason, Entry, EntryKind, Fact, FinishReason, Message, Sender, Seq},
-        session::{RunningReply, SessionState},
-        time::Timestamp,
+        entry::{EndReason, Entry, EntryKind, FinishReason, Message, Sender},
+        session::RunningReply,
     },
     session::{
         error::{SessionError, session_limit},
         event,
     },
-    store::{Append, MessageKey, ReplyRow},
+    store::{MessageKey, RequestKey},
 };
 
 /// Frames that wait for their turn; more are refused.
@@ -44,9 +45,13 @@ pub(super) enum Op {
     Send(Box<Message>),
     /// The end of the session.
     End { by: Sender, reason: EndReason },
+    /// The end of the session, and of what is in it.
+    Erase { by: Sender },
+    /// Something about who answers.
+    Handoff(Handoff),
     /// The end of the live reply.
     FinishReply(MessageId),
-    /// The end of a reply of another core, which does not answer.
+    /// The end of a reply of another core, which was to stop it and does not answer.
     Cut(MessageId),
     /// A reply to what waits.
     Answer,
@@ -63,21 +68,32 @@ pub(super) enum Origin {
 
 /// One thing to be decided and appended.
 pub(super) struct Write {
-    op: Op,
-    origin: Origin,
+    pub(super) op: Op,
+    pub(super) origin: Origin,
     /// Of whoever asks, where a model answers them.
     roles: Option<Roles>,
+    /// Idempotency of the call behind it.
+    pub(super) request: Option<RequestKey>,
+    /// What goes ahead of it is written.
+    pub(super) prepared: bool,
     rounds: u32,
+    /// How often the core that runs the reply was asked to end it first.
+    pub(super) asked: u32,
     since: Instant,
 }
 
 impl Write {
     pub(super) fn new(op: Op, origin: Origin) -> Self {
-        Self { op, origin, roles: None, rounds: 0, since: Instant::now() }
+        Self { op, origin, roles: None, request: None, prepared: false, rounds: 0, asked: 0, since: Instant::now() }
     }
 
     pub(super) fn with_roles(self, roles: Option<Roles>) -> Self {
         Self { roles, ..self }
+    }
+
+    /// One that is the same if it comes again.
+    pub(super) fn named(op: Op, origin: Origin, request: Option<RequestKey>) -> Self {
+        Self { request, ..Self::new(op, origin) }
     }
 
     pub(super) fn subscriber(&self) -> Option<SubscriberId> {
@@ -91,7 +107,7 @@ impl Write {
 /// The writes of one room.
 #[derive(Default)]
 pub(super) struct Writes {
-    pending: VecDeque<Write>,
+    pub(super) pending: VecDeque<Write>,
     pub(super) in_flight: Option<InFlight>,
     /// The store has entries that this room has not.
     pub(super) wants_tail: bool,
@@ -103,6 +119,11 @@ pub(super) struct Writes {
 impl Writes {
     pub(super) fn push(&mut self, write: Write) {
         self.pending.push_back(write);
+    }
+
+    /// Goes on with a write that had its turn.
+    pub(super) fn push_front(&mut self, write: Write) {
+        self.pending.push_front(write);
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -118,10 +139,13 @@ impl Writes {
         self.retry_at
     }
 
-    /// The end of the session is being written: what is said now would not be part of it.
-    pub(super) fn ends_session(&self) -> bool {
-        let flying = self.in_flight.as_ref().and_then(|flight| flight.write.as_ref());
-        flying.is_some_and(|write| matches!(write.op, Op::End { .. }))
+    /// The end of the session or a takeover is being written, which ends the running reply with its words so far: what is
+    /// said now would not be part of it.
+    pub(super) fn cuts_reply(&self) -> bool {
+        let cuts = |entry: &Entry| {
+            matches!(entry.fact.kind, EntryKind::Ended { .. } | EntryKind::Erased { .. } | EntryKind::TakenOver { .. })
+        };
+        self.in_flight.as_ref().is_some_and(|flight| flight.entries.iter().any(cuts))
     }
 
     /// Takes out what has waited for longer than `limit`: the store does not answer, and whoever asked has to know. None of
@@ -146,9 +170,15 @@ impl Room {
         while self.writes.in_flight.is_none() {
             let Some(write) = self.next_write() else { return };
             match self.decide(&write) {
-                Ok(kinds) if kinds.is_empty() => self.answer(write.origin, Ok(Done::default())),
+                Ok(kinds) if kinds.is_empty() => {
+                    self.let_row_follow(&write);
+                    self.answer(write.origin, Ok(Done::default()));
+                }
                 Ok(kinds) => self.start_append(write, kinds),
-                Err(rejection) => self.rejected(write, rejection),
+                Err(rejection) => {
+                    self.let_row_follow(&write);
+                    self.rejected(write, rejection);
+                }
             }
         }
     }
@@ -179,18 +209,11 @@ impl Room {
             return Some(Write::new(Op::Answer, Origin::Nobody));
         }
         let write = self.writes.pending.pop_front()?;
-        if matches!(write.op, Op::End { .. })
-            && let Some(remote) = self.remote.as_mut().filter(|remote| !remote.asked_for_end)
-        {
-            // The end keeps as much of the reply as can be had.
-            remote.asked_for_end = true;
-            let (id, known) = (remote.id(), event::length(&remote.text));
-            let work = look(self.log.clone(), self.link.clone(), id, known, self.shared.boot_id);
-            let work = async move { Outcome::Looked(id, work.await) };
-            self.writes.in_flight = Some(InFlight::new(Some(write), Vec::new(), work));
+        if let Some(stage) = self.write_ahead(&write) {
+            self.start_write_ahead(write, stage);
             return None;
         }
-        Some(write)
+        self.ask_first(write)
     }
 
     /// Why what runs by the log runs nowhere, if that is so.
@@ -201,7 +224,7 @@ impl Room {
         self.remote.as_ref()?.judged().map(Death::StoodStill)
     }
 
-    fn decide(&self, write: &Write) -> Result<Vec<EntryKind>, Rejection> {
+    pub(super) fn decide(&self, write: &Write) -> Result<Vec<EntryKind>, Rejection> {
         let state = &self.state;
         let next = || NextReply {
             id: MessageId::generate(),
@@ -224,29 +247,21 @@ impl Room {
             }
             Op::Cut(id) => {
                 let remote = self.remote.as_ref().filter(|remote| remote.id() == *id).ok_or(Rejection::NotRunning)?;
-                decide::finish_reply(state, *id, remote.ending(FinishReason::Cancelled), reply)
+                // What its core has shown since cannot be known: this is no stop whose text is all that was streamed.
+                decide::finish_reply(state, *id, remote.ending(FinishReason::Interrupted), reply)
             }
-            Op::End { by, reason } => {
-                let ending = || match (&self.reply, &self.remote) {
-                    (Some(live), _) => live.ending(FinishReason::Cancelled),
-                    (None, Some(remote)) => remote.ending(FinishReason::Cancelled),
-                    (None, None) => decide::Ending {
-                        finish: FinishReason::Interrupted,
-                        text: String::new(),
-                        usage: crate::domain::entry::Usage::default(),
-                        provider_request_id: None,
-                        model: None,
-                    },
-                };
-                decide::end(state, Some(by.clone()), *reason, ending, next())
-            }
+            Op::End { by, reason } => decide::end(state, Some(by.clone()), *reason, || self.cut_short(), next()),
+            Op::Erase { by } => decide::erase(state, by.clone(), || self.cut_short(), next()),
+            Op::Handoff(handoff) => self.decide_handoff(handoff, next()),
         }
     }
 
     fn rejected(&mut self, write: Write, rejection: Rejection) {
         match (write.op, rejection) {
-            // Ending twice is ending once.
-            (Op::End { .. }, Rejection::Ended) => self.answer(write.origin, Ok(Done::default())),
+            // Ending twice is ending once, and erasing too.
+            (Op::End { .. }, Rejection::Ended) | (Op::Erase { .. }, Rejection::Erased) => {
+                self.answer(write.origin, Ok(Done::default()));
+            }
             (Op::FinishReply(id), _) => self.drop_reply(id),
             // The first try of a repeated message may be what filled the queue, or was followed by the end: look for it
             // before saying no.
@@ -256,12 +271,23 @@ impl Room {
                 let write = Write { op: Op::Send(message), rounds, ..write };
                 self.writes.in_flight = Some(InFlight::new(Some(write), Vec::new(), work));
             }
-            (_, rejection) => self.answer(write.origin, Err(rejection.into())),
+            // The same for a call that names itself: its first try may be what stands in its way.
+            (op, _) if write.request.is_some() && write.rounds < self.shared.limits.append_rounds => {
+                let request = write.request.as_ref().map(|request| request.id);
+                let work = lookup(self.log.clone(), self.state.head, request);
+                let rounds = self.shared.limits.append_rounds;
+                let write = Write { op, rounds, ..write };
+                self.writes.in_flight = Some(InFlight::new(Some(write), Vec::new(), work));
+            }
+            (_, rejection) => {
+                let refusal = self.refusal(rejection);
+                self.answer(write.origin, Err(refusal));
+            }
         }
     }
 
     fn start_append(&mut self, write: Write, kinds: Vec<EntryKind>) {
-        match self.prepare(kinds) {
+        match self.prepare(kinds, write.request.as_ref()) {
             Ok((entries, prepared)) => {
                 let work = append(self.log.clone(), prepared);
                 self.writes.in_flight = Some(InFlight::new(Some(write), entries, work));
@@ -273,65 +299,11 @@ impl Room {
         }
     }
 
-    /// The document, its keys and its companions, decided against the head.
-    fn prepare(&self, kinds: Vec<EntryKind>) -> Result<(Vec<Entry>, Append), SessionError> {
-        let head = self.state.head;
-        let at = Timestamp::now();
-        let entries: Vec<Entry> =
-            (head + 1..).zip(kinds).map(|(seq, kind)| Entry { seq, fact: Fact { at, kind } }).collect();
-        let mut after: SessionState = self.state.clone();
-        let mut messages = Vec::new();
-        for entry in &entries {
-            after.apply(entry)?;
-            if let EntryKind::Message(message) = &entry.fact.kind
-                && message.client_message_id.is_some()
-            {
-                messages.push(self.message_key(message, entry.seq));
-            }
-        }
-        let facts: Vec<&Fact> = entries.iter().map(|entry| &entry.fact).collect();
-        let reply_started =
-            after.running.as_ref().filter(|running| running.started_seq > head).map(|running| ReplyRow {
-                session_id: self.log.id,
-                message_id: running.id,
-                started_seq: running.started_seq,
-                boot_id: self.shared.boot_id,
-                renewals: 0,
-                checkpoint: Vec::new(),
-            });
-        let returns = self.state.ended.is_some() && after.ended.is_none();
-        let before = self.state.running.as_ref();
-        let reply_finished = before.filter(|running| after.running.as_ref() != Some(running)).map(|running| running.id);
-        let append = Append {
-            session_id: self.log.id,
-            append_id: rand::random(),
-            expected_head: head,
-            count: u32::try_from(entries.len()).unwrap_or(u32::MAX),
-            sealed: self.log.seal(head + 1, &facts)?,
-            messages,
-            ends_session: after.ended.is_some() && self.state.ended.is_none(),
-            takes_slot: returns.then(|| self.shared.limits.slot_rule()),
-            derived: self.log.derive(&after)?,
-            reply_started,
-            reply_finished,
-        };
-        Ok((entries, append))
-    }
-
-    fn message_key(&self, message: &Message, seq: Seq) -> MessageKey {
-        let client_id = message.client_message_id.as_deref().unwrap_or_default();
-        let mut content: Vec<&[u8]> = vec![message.text.as_bytes()];
-        content.extend(message.file_ids.iter().map(String::as_bytes));
-        MessageKey {
-            key: self.log.key.keyed_hash("message", &[message.sender.user_id.as_bytes(), client_id.as_bytes()]),
-            content: self.log.key.keyed_hash("content", &content),
-            message_id: message.id,
-            seq,
-        }
-    }
-
     pub(super) fn landed(&mut self, landed: Landed) {
         let Landed { write, entries, took, outcome } = landed;
+        if let Some(write) = write.as_ref().filter(|_| !matches!(outcome, Outcome::Prepared(_))) {
+            self.let_row_follow(write);
+        }
         match outcome {
             Outcome::Done(document) => {
                 self.shared.metrics.appended("done");
@@ -339,7 +311,11 @@ impl Room {
                 self.writes.failures = 0;
                 self.writes.retry_at = None;
                 self.count_finished(&entries);
+                let stage = self.stage_kind();
                 self.apply_all(&entries);
+                if self.stage_kind() != stage {
+                    self.mend_row();
+                }
                 self.consider_naming(&entries);
                 self.link.publish_document(&document);
                 let started = |running: &RunningReply| running.started_seq >= document.first_seq;
@@ -347,7 +323,7 @@ impl Room {
                     self.begin_reply(took);
                 }
                 if let Some(write) = write {
-                    let done = Done::of(&entries);
+                    let done = Done::of(&write.op, &entries);
                     self.answer(write.origin, Ok(done));
                 }
             }
@@ -383,13 +359,9 @@ impl Room {
                     self.adopt_reply(&text);
                 }
             }
+            Outcome::Prepared(result) => self.prepared(write, result),
             Outcome::Alive => self.acquit(),
-            Outcome::Looked(id, found) => {
-                self.found((id, found));
-                if let Some(write) = write {
-                    self.writes.pending.push_front(write);
-                }
-            }
+            Outcome::Asked(asked) => self.asked_first(write, asked),
             Outcome::Failed(error) => {
                 self.shared.metrics.appended("failed");
                 self.shared.count(&error);
@@ -423,13 +395,25 @@ impl Room {
             };
             return self.answer(write.origin, result);
         }
+        if let (Some(request), Some(found)) = (&write.request, &found) {
+            let result = if request.content == found.content {
+                Ok(Done { seq: found.seq, duplicate: true, ..Done::default() })
+            } else {
+                Err(Failure::new(
+                    ErrorCode::AlreadyExists,
+                    "REQUEST_ID_REUSED",
+                    "this request_id was used with other fields",
+                ))
+            };
+            return self.answer(write.origin, result);
+        }
         write.rounds += 1;
         if write.rounds <= self.shared.limits.append_rounds {
             return self.writes.pending.push_front(write);
         }
         // The decision stands or the rivals do.
         let failure = match self.decide(&write) {
-            Err(rejection) => rejection.into(),
+            Err(rejection) => self.refusal(rejection),
             Ok(_) => Failure::new(ErrorCode::Aborted, "TOO_MANY_CONFLICTS", "concurrent changes won; try again"),
         };
         self.answer(write.origin, Err(failure));
@@ -445,7 +429,9 @@ impl Room {
                     self.answer(origin, Err(Failure::from(error)));
                 }
             }
-            Op::Send(_) | Op::End { .. } | Op::Change(_) => self.answer(write.origin, Err(Failure::from(error))),
+            Op::Send(_) | Op::End { .. } | Op::Erase { .. } | Op::Handoff(_) | Op::Change(_) => {
+                self.answer(write.origin, Err(Failure::from(error)));
+            }
         }
     }
 
@@ -479,6 +465,9 @@ impl Room {
             if let EntryKind::ReplyFinished(finished) = &entry.fact.kind {
                 self.drop_reply(finished.id);
             }
+        }
+        if self.state.erased {
+            self.forget();
         }
         self.store_head = self.store_head.max(self.state.head);
     }

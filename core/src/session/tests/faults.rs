@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use chatbox_proto::ids::{MessageId, SessionId};
@@ -39,6 +42,8 @@ struct Plan {
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     plans: Mutex<HashMap<&'static str, Plan>>,
+    /// So many of the next appends find a rival in their place that is gone when it is looked for.
+    conflicts: AtomicU32,
     /// How many entries each read backwards asked for.
     read_before: Mutex<Vec<u32>>,
     released: tokio::sync::watch::Sender<bool>,
@@ -53,6 +58,11 @@ impl Faults {
     /// Of the calls of this method from now on the first `skip` pass, then so many go wrong.
     pub(super) fn plan(&self, method: &'static str, skip: u32, times: u32, fault: Fault) {
         self.plans.lock().unwrap_or_else(PoisonError::into_inner).insert(method, Plan { skip, times, fault });
+    }
+
+    /// So many of the next appends conflict.
+    pub(super) fn conflict(&self, times: u32) {
+        self.conflicts.store(times, Ordering::Relaxed);
     }
 
     /// Everything works again.
@@ -131,6 +141,13 @@ macro_rules! pass {
                 self.faults.read_before.lock().unwrap_or_else(PoisonError::into_inner).push(limit);
                 self.faults.run("read_before", self.inner.read_before(id, before, limit)).await
             }
+            async fn append(&self, append: Append) -> Result<Appended, StoreError> {
+                let conflicts = &self.faults.conflicts;
+                if conflicts.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+                    return Ok(Appended::Conflict);
+                }
+                self.faults.run("append", self.inner.append(append)).await
+            }
             async fn close(&self) {
                 still(self.inner.close()).await;
             }
@@ -146,7 +163,6 @@ pass! {
     session(id: SessionId) -> Option<Header>;
     active_session(owner: &str) -> Option<Header>;
     list_sessions(query: SessionQuery) -> Vec<Header>;
-    append(append: Append) -> Appended;
     find_append(session_id: SessionId, append_id: AppendId) -> Option<u64>;
     find_message(session_id: SessionId, key: KeyedHash) -> Option<MessageKey>;
     head(session_id: SessionId) -> u64;
@@ -157,6 +173,8 @@ pass! {
     unfinished_sessions(after: Option<SessionId>, limit: u32) -> Vec<(SessionId, u64)>;
     reply_rows(after: Option<MessageId>, limit: u32) -> Vec<ReplyLease>;
     replace_wrapped_key(session_id: SessionId, expected: Vec<u8>, new: Vec<u8>) -> bool;
+    erase_session(session_id: SessionId, fence: u64) -> bool;
+    remove_reply(message_id: MessageId) -> ();
     wrapped_keys(after: Option<SessionId>, limit: u32) -> Vec<(SessionId, Vec<u8>)>;
     replace_installation_value(name: &str, expected: Vec<u8>, new: Vec<u8>) -> bool;
     reply_row(session_id: SessionId) -> Option<ReplyRow>;

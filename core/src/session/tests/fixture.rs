@@ -28,7 +28,7 @@ use crate::{
         SessionLimits, Sessions,
     },
     store::{
-        SessionStore, ShareStore,
+        AuditStore, HandoffStore, SessionStore, ShareStore,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -81,7 +81,8 @@ pub(crate) struct Core {
     pub(crate) store: Arc<dyn SessionStore>,
     pub(crate) models: Models,
     pub(crate) turns: Mutex<mpsc::Receiver<Turn>>,
-    place: Place,
+    pub(crate) secret: Arc<crate::seal::InstallationSecret>,
+    pub(crate) place: Place,
 }
 
 /// Where a store is, and the key of what is in it.
@@ -89,11 +90,19 @@ pub(crate) struct Core {
 pub(crate) struct Place {
     key: String,
     pub(crate) folder: Arc<tempfile::TempDir>,
+    /// Of all its cores, and left alone by what the tests do to the others.
+    pub(crate) handoffs: Arc<dyn HandoffStore>,
+    pub(crate) audit: Arc<dyn AuditStore>,
+    pub(crate) shares: Arc<dyn ShareStore>,
 }
 
 impl Place {
     pub(crate) fn new() -> Self {
-        Self { key: KeyRing::generate_key(), folder: Arc::new(tempfile::tempdir().unwrap()) }
+        let folder = Arc::new(tempfile::tempdir().unwrap());
+        let beside = SqliteStore::open(&folder.path().join("beside.db"), &SqliteOptions::default()).unwrap();
+        let beside = Arc::new(beside);
+        let handoffs = Arc::new(super::handoff::Timeless(beside.clone()));
+        Self { key: KeyRing::generate_key(), folder, handoffs, audit: beside.clone(), shares: beside }
     }
 }
 
@@ -130,7 +139,7 @@ impl Core {
         limits: SessionLimits,
     ) -> Self {
         let ring = Arc::new(KeyRing::from_config("k1", [("k1", place.key.as_str())]).unwrap());
-        let secret = self_test(&ring, &*store).await.unwrap();
+        let secret = Arc::new(self_test(&ring, &*store).await.unwrap());
         let (sender, turns) = mpsc::channel(64);
         let model = |id: &str, panics| Model {
             info: ModelInfo {
@@ -151,26 +160,22 @@ impl Core {
         let models = Models::new(models, "led").unwrap();
         let directory = Directory::new(Parts {
             store: store.clone(),
+            handoffs: place.handoffs.clone(),
+            shares: place.shares.clone(),
             bus,
             models: models.clone(),
             ring,
-            secret,
+            secret: secret.clone(),
             limits,
             metrics: Metrics::default(),
         });
         let sessions = Sessions::new(directory.clone());
-        Self { sessions, directory, store, models, turns: Mutex::new(turns), place }
-    }
-
-    /// A store of share links of its own: those of sessions know nothing of them.
-    pub(crate) fn shares(&self) -> Arc<dyn ShareStore> {
-        let path = self.place.folder.path().join("shares.db");
-        Arc::new(SqliteStore::open(&path, &SqliteOptions::default()).unwrap())
+        Self { sessions, directory, store, models, turns: Mutex::new(turns), secret, place }
     }
 
     /// As after `kill -9`: nothing is finished, the store is opened anew.
     pub(crate) async fn crash(self) -> Self {
-        let Self { sessions, directory, store, models: _, turns, place } = self;
+        let Self { sessions, directory, store, models: _, turns, secret: _, place } = self;
         store.close().await;
         // Rooms of the dead core can write no more; they end when nobody waits for them.
         directory.cut();
@@ -200,7 +205,7 @@ impl Core {
 
     /// Opens the active session with a token of these roles.
     pub(crate) async fn open_as(&self, user: &str, roles: &[Role]) -> Client {
-        self.join(user, None, None, None, "", roles.iter().copied().collect()).await.unwrap()
+        self.join(sender(user), None, None, None, "", roles.iter().copied().collect()).await.unwrap()
     }
 
     pub(crate) async fn attach(
@@ -211,12 +216,23 @@ impl Core {
         reply: Option<(MessageId, u32)>,
         model: &str,
     ) -> Result<Client, Failure> {
-        self.join(user, session, after_seq, reply, model, Roles::default()).await
+        self.attach_as(sender(user), session, after_seq, reply, model).await
+    }
+
+    pub(crate) async fn attach_as(
+        &self,
+        sender: Sender,
+        session: Option<SessionId>,
+        after_seq: Option<u64>,
+        reply: Option<(MessageId, u32)>,
+        model: &str,
+    ) -> Result<Client, Failure> {
+        self.join(sender, session, after_seq, reply, model, Roles::default()).await
     }
 
     async fn join(
         &self,
-        user: &str,
+        sender: Sender,
         session: Option<SessionId>,
         after_seq: Option<u64>,
         reply: Option<(MessageId, u32)>,
@@ -225,7 +241,6 @@ impl Core {
     ) -> Result<Client, Failure> {
         let queue = Queue::new(QueueLimits { events: 256, bytes: 1024 * 1024, merge: std::time::Duration::ZERO });
         let events = QueueStream::new(queue.clone());
-        let sender = sender(user);
         let open = patiently(
             "open",
             self.sessions.attach(&sender, session, model, |created, done| Attach {
@@ -269,6 +284,8 @@ pub(crate) fn limits() -> SessionLimits {
         reply_lapse: Duration::from_secs(10),
         idle_end: None,
         naming: NamingLimits { by: NamedBy::Nobody, timeout: Duration::from_secs(15), at_once: 2 },
+        hold_lapse: Duration::from_secs(8),
+        offline_notice: "nobody is online".into(),
         away_jitter: Duration::from_millis(100),
     }
 }

@@ -1,7 +1,10 @@
 //! Rooms, resume and replies over a real store and a provider that says what the test tells it to.
 
+mod bounds;
+mod erasure;
 mod faults;
 pub(crate) mod fixture;
+mod handoff;
 mod life;
 mod outages;
 mod replies;

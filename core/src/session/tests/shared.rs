@@ -117,7 +117,7 @@ impl Seat {
 }
 
 /// The paused clock of a test must stand still while a store's thread works.
-async fn held<T>(call: impl Future<Output = T>) -> T {
+pub(super) async fn held<T>(call: impl Future<Output = T>) -> T {
     let (release, released) = std::sync::mpsc::sync_channel::<()>(1);
     let held = tokio::task::spawn_blocking(move || {
         let _ = released.recv();
@@ -181,6 +181,8 @@ pass_on! {
     fn reply_rows(after: Option<MessageId>, limit: u32) -> Vec<ReplyLease>;
     fn renew_reply(message_id: MessageId, boot_id: BootId, expected: u64, checkpoint: Vec<u8>) -> bool;
     fn replace_wrapped_key(session_id: SessionId, expected: Vec<u8>, new: Vec<u8>) -> bool;
+    fn erase_session(session_id: SessionId, fence: Seq) -> bool;
+    fn remove_reply(message_id: MessageId) -> ();
     fn wrapped_keys(after: Option<SessionId>, limit: u32) -> Vec<(SessionId, Vec<u8>)>;
     fn mark_read(session_id: SessionId, user_id: &str, seq: Seq) -> ();
     fn read_marks(session_id: SessionId) -> Vec<(String, Seq)>;

@@ -11,7 +11,7 @@ use crate::{
 };
 
 fn shares(core: &Core) -> Shares {
-    Shares::new(core.sessions.clone(), core.shares())
+    Shares::new(core.sessions.clone(), core.place.shares.clone())
 }
 
 async fn exchange(core: &Core, client: &mut Client, id: &str, answer: &str) {
@@ -169,5 +169,21 @@ async fn a_session_has_so_many_links_and_lists_them_newest_first() {
     made.reverse();
     assert_eq!(listed.iter().map(|share| share.share_id.clone()).collect::<Vec<_>>(), made);
     assert_eq!(listed.iter().filter(|share| share.revoked).count(), 1);
+    core.stop().await;
+}
+
+#[tokio::test]
+async fn an_erased_session_leaves_no_link_behind() {
+    let core = Core::start().await;
+    let shares = shares(&core);
+    let mut client = core.open("alice").await;
+    let id: SessionId = client.opened().await.session.unwrap().session_id.parse().unwrap();
+    exchange(&core, &mut client, "one", "first").await;
+    let alice = sender("alice");
+    let (live, key) = shares.create(&alice, id, new(true)).await.unwrap();
+    core.sessions.erase(&alice, id).await.unwrap();
+    assert_eq!(texts(&shares, &live.share_id, &key).await.unwrap_err().reason, "SHARE_NOT_FOUND");
+    assert_eq!(core.place.shares.shares(id, None, 10).await.unwrap(), []);
+    assert_eq!(shares.create(&alice, id, new(true)).await.unwrap_err().reason, "SESSION_NOT_FOUND");
     core.stop().await;
 }

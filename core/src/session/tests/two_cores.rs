@@ -225,7 +225,8 @@ async fn a_stop_whose_core_does_not_answer_is_written_here_and_its_core_gives_in
     second.frame(Frame::Stop(id)).await.unwrap();
     assert!(began.elapsed() <= Duration::from_millis(1_500), "{:?}", began.elapsed());
     let finished = first.finished().await;
-    assert_eq!((finished.finish_reason(), finished.text.as_str()), (v1::FinishReason::Cancelled, "checkpointed"));
+    // What its core may have shown since is not known here: it is not called a stop with all of its text.
+    assert_eq!((finished.finish_reason(), finished.text.as_str()), (v1::FinishReason::Interrupted, "checkpointed"));
     super::fixture::patiently("the request upstream to be dropped", turn.chunks.closed()).await;
     one.leave().await;
     two.leave().await;
@@ -261,11 +262,65 @@ async fn an_end_through_another_core_keeps_the_words_of_the_running_reply() {
     let turn = one.core.turn().await;
     turn.say("so far").await;
     Seen::default().until(&mut second, "so far").await;
+    // A piece that only its own core has shown.
+    one.lose(1);
+    turn.say(" and more").await;
+    Seen::default().until(&mut first, "so far and more").await;
     second.frame(Frame::EndSession).await.unwrap();
     let finished = first.finished().await;
-    assert_eq!((finished.finish_reason(), finished.text.as_str()), (v1::FinishReason::Cancelled, "so far"));
+    assert_eq!((finished.finish_reason(), finished.text.as_str()), (v1::FinishReason::Cancelled, "so far and more"));
     assert!(matches!(first.entry().await.kind, Some(v1::entry::Kind::Ended(_))));
     super::fixture::patiently("the request upstream to be dropped", turn.chunks.closed()).await;
+    one.leave().await;
+    two.leave().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_whose_other_core_does_not_answer_keeps_what_is_known_and_says_that_it_was_cut() {
+    let cluster = Cluster::new();
+    let (one, two) = (cluster.core().await, cluster.core().await);
+    let (mut first, mut second, _) = both(&one, &two).await;
+    first.post("", first.message("m1", "hello")).await;
+    let turn = one.core.turn().await;
+    turn.say("so far").await;
+    Seen::default().until(&mut second, "so far").await;
+    one.unplug();
+    turn.say(" and more").await;
+    Seen::default().until(&mut first, "so far and more").await;
+    let began = Instant::now();
+    second.post("", Frame::EndSession).await;
+    let finished = second.finished().await;
+    assert!(began.elapsed() <= Duration::from_millis(1_500), "{:?}", began.elapsed());
+    assert_eq!(finished.finish_reason(), v1::FinishReason::Interrupted);
+    assert!("so far and more".starts_with(&finished.text) && finished.text.len() >= "so far".len(), "{finished:?}");
+    assert_eq!(first.finished().await, finished);
+    assert!(matches!(first.entry().await.kind, Some(v1::entry::Kind::Ended(_))));
+    super::fixture::patiently("the request upstream to be dropped", turn.chunks.closed()).await;
+    one.leave().await;
+    two.leave().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_through_another_core_is_one_end_also_of_the_reply_that_begins_in_between() {
+    let cluster = Cluster::new();
+    let (one, two) = (cluster.core().await, cluster.core().await);
+    let (first, mut second, id) = both(&one, &two).await;
+    first.post("", first.message("m1", "hello")).await;
+    let turn = one.core.turn().await;
+    turn.say("one").await;
+    Seen::default().until(&mut second, "one").await;
+    // It waits: the end of the reply that runs begins another one.
+    second.send("m2", "and this").await;
+    second.frame(Frame::EndSession).await.unwrap();
+    let history = two.core.history("alice", id).await;
+    let replies: Vec<_> = history.iter().filter_map(|message| message.reply.as_ref()).collect();
+    assert_eq!(replies.len(), 2);
+    for reply in replies {
+        assert_eq!(reply.finish_reason(), v1::FinishReason::Cancelled);
+        assert_eq!(reply.answers.len(), 1);
+    }
+    assert_eq!(two.core.sessions.get("alice", id).await.unwrap().status(), v1::SessionStatus::Ended);
+    drop(turn);
     one.leave().await;
     two.leave().await;
 }

@@ -107,6 +107,67 @@ async fn a_reply_of_a_core_that_is_gone_is_finished_after_the_lapse_with_or_with
     one.leave().await;
 }
 
+/// A row of a reply whose end is in the log, as it stays when its removal is lost with a core.
+async fn left_over(core: &Core, id: SessionId, reply: MessageId, owner: BootId) {
+    let header = core.directory.header(id).await.unwrap().unwrap();
+    let log = core.directory.log(&header).unwrap();
+    let mut state = log.state(&header.derived).await.unwrap();
+    let head = state.head;
+    let fact = Fact { at: Timestamp::now(), kind: EntryKind::ModelSelected { model: "led".into() } };
+    state.apply(&Entry { seq: head + 1, fact: fact.clone() }).unwrap();
+    let append = Append {
+        session_id: id,
+        append_id: rand::random(),
+        expected_head: head,
+        count: 1,
+        sealed: log.seal(head + 1, &[&fact]).unwrap(),
+        messages: Vec::new(),
+        ends_session: false,
+        takes_slot: None,
+        derived: log.derive(&state).unwrap(),
+        reply_started: Some(ReplyRow {
+            session_id: id,
+            message_id: reply,
+            started_seq: 2,
+            boot_id: owner,
+            renewals: 3,
+            checkpoint: log.seal_checkpoint(reply, "half"),
+        }),
+        reply_finished: None,
+    };
+    assert_eq!(core.store.append(append).await.unwrap(), Appended::Done(head + 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_row_of_a_reply_that_is_over_is_removed_after_the_lapse_whoever_left_it_and_that_of_a_running_one_stays() {
+    let cluster = Cluster::new();
+    let one = cluster.core().await;
+    for owner in [[7; 16], one.core.directory.shared.boot_id] {
+        // It stays attached: the room is live when the row is looked at.
+        let mut client = one.core.open("alice").await;
+        let id: SessionId = client.opened().await.session.unwrap().session_id.parse().unwrap();
+        client.post("", client.message("m1", "hello")).await;
+        let reply: MessageId = client.started().await.message_id.parse().unwrap();
+        one.core.turn().await.finish().await;
+        client.finished().await;
+        left_over(&one.core, id, reply, owner).await;
+        let began = Instant::now();
+        while one.core.store.reply_row(id).await.unwrap().is_some() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(began.elapsed() <= limits().reply_lapse + Duration::from_millis(2_100), "{:?}", began.elapsed());
+        client.post("", client.message("m2", "and on")).await;
+        client.started().await;
+        let turn = one.core.turn().await;
+        tokio::time::sleep(2 * limits().reply_lapse).await;
+        assert!(one.core.store.reply_row(id).await.unwrap().is_some(), "it runs");
+        turn.finish().await;
+        assert_eq!(client.finished().await.finish_reason(), v1::FinishReason::Stop);
+        one.core.sessions.end(&sender("alice"), id).await.unwrap();
+    }
+    one.leave().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_reply_that_moves_after_all_is_left_alone() {
     let cluster = Cluster::new();

@@ -28,7 +28,8 @@ pub(crate) async fn a_wrapped_key_is_replaced_by_compare_and_set(f: &mut impl Fi
 pub(crate) async fn a_destroyed_key_stays_destroyed(f: &mut impl Fixture) {
     let store = f.store();
     let id = made(&store, "alice").await.id;
-    assert!(store.replace_wrapped_key(id, b"wrapped".to_vec(), Vec::new()).await.unwrap());
+    assert!(!store.replace_wrapped_key(id, b"wrapped".to_vec(), Vec::new()).await.unwrap(), "not this way");
+    assert!(store.erase_session(id, 0).await.unwrap());
     for expected in [&b"wrapped"[..], b""] {
         assert!(!store.replace_wrapped_key(id, expected.to_vec(), b"back".to_vec()).await.unwrap());
     }

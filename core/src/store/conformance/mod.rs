@@ -2,7 +2,10 @@
 //! expression that makes a [`Fixture`]; a new rule enters the text, this suite and every backend together.
 
 pub(super) mod append;
+pub(super) mod audit;
 pub(super) mod create;
+pub(super) mod erase;
+pub(super) mod handoff;
 pub(super) mod keys;
 pub(super) mod list;
 pub(super) mod model;
@@ -123,6 +126,13 @@ macro_rules! store_conformance {
                 a_session_has_no_more_working_shares_than_the_limit
                 the_shares_of_a_session_are_removed_together
             }
+            erase {
+                of_an_erased_session_nothing_is_left_that_could_be_read
+                erasing_is_done_twice_and_for_nobody_without_harm
+                an_erased_session_is_in_no_list_and_frees_its_slot
+                nothing_that_goes_with_earlier_appends_changes_an_erased_session
+                a_row_of_a_reply_is_removed_alone
+            }
             values {
                 read_marks_only_rise
                 read_marks_are_kept_for_a_hundred_participants
@@ -143,6 +153,18 @@ macro_rules! store_conformance {
                 a_try_settles_what_it_claimed_and_nothing_later
                 alerts_are_listed_page_by_page_oldest_first
                 only_old_delivered_alerts_are_removed
+            }
+            handoff {
+                a_row_is_written_replaced_and_removed_by_its_mark
+                those_who_wait_come_longest_first
+                all_rows_come_page_by_page_in_the_order_of_ids
+                of_many_writers_of_one_row_the_last_one_is_left_whole
+            }
+            audit {
+                records_are_numbered_without_gaps
+                of_fifty_racing_records_with_one_number_one_is_written
+                records_are_listed_newest_first_by_every_filter
+                the_trail_is_read_in_order_and_survives_reopening
             }
             model {
                 random_histories_agree_with_the_model

@@ -31,6 +31,8 @@ pub(super) struct Connection {
     pub(super) values: Documents,
     pub(super) shares: Documents,
     pub(super) outbox: Documents,
+    pub(super) handoffs: Documents,
+    pub(super) audit: Documents,
     /// Time for one command.
     pub(super) limit: Duration,
 }
@@ -63,6 +65,8 @@ impl Connection {
             values: database.collection(schema::VALUES),
             shares: database.collection(schema::SHARES),
             outbox: database.collection(schema::OUTBOX),
+            handoffs: database.collection(schema::HANDOFFS),
+            audit: database.collection(schema::AUDIT),
             limit: options.call_timeout,
             client,
             database,

@@ -98,6 +98,15 @@ pub(super) fn withdrawal(until: Seq) -> Vec<Document> {
     } }]
 }
 
+/// What is left of an erased session. Lists are walks over both values of `ended`, so that a header without it is in none.
+pub(super) fn erasure(fence: Seq) -> Document {
+    doc! {
+        "$set": { "key": binary(&[]), "state": binary(&[]), "unfinished": false },
+        "$max": { "applied": number(fence) },
+        "$unset": { "ended": "", "slot": "", "since": "", "claim": "", "marked": "", "intent": "", "marks": "" },
+    }
+}
+
 pub(super) fn header(document: &RawDocument) -> Result<Header, Fault> {
     let owner = document.get_str("owner").map_err(|_| Fault::Corrupt("owner"))?;
     let slot = if has(document, "slot")? {
@@ -106,19 +115,21 @@ pub(super) fn header(document: &RawDocument) -> Result<Header, Fault> {
         None
     };
     let created = document.get_i64("created").map_err(|_| Fault::Corrupt("created"))?;
+    let wrapped_key = bytes(document, "key")?.to_vec();
     Ok(Header {
         id: SessionId::from_bytes(id(document, "_id")?),
         owner: owner.to_owned(),
         slot,
-        wrapped_key: bytes(document, "key")?.to_vec(),
-        created_at: Timestamp::from_millis(created),
+        // See `erasure`.
         derived: Derived {
             applied_seq: seq(document, "applied")?,
             state: bytes(document, "state")?.to_vec(),
             last_activity: activity(document)?,
-            ended: flag(document, "ended")?,
+            ended: wrapped_key.is_empty() || flag(document, "ended")?,
             unfinished: flag(document, "unfinished")?,
         },
+        wrapped_key,
+        created_at: Timestamp::from_millis(created),
     })
 }
 

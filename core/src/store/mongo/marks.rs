@@ -16,6 +16,8 @@ pub(super) async fn mark_read(shared: &Shared, id: SessionId, user_id: &str, seq
     let (session, seq) = (binary(id.as_bytes()), number(seq));
     let known = doc! {
         "_id": session.clone(),
+        // Not an erased one.
+        "ended": { "$exists": true },
         "marks": { "$elemMatch": { "user": user_id, "seq": { "$lt": seq } } },
     };
     if sessions.update_one(known, doc! { "$set": { "marks.$.seq": seq } }).await?.matched_count > 0 {
@@ -24,6 +26,7 @@ pub(super) async fn mark_read(shared: &Shared, id: SessionId, user_id: &str, seq
     // Nobody's for a session that does not exist, nor once there are as many as are kept.
     let new = doc! {
         "_id": session,
+        "ended": { "$exists": true },
         "marks.user": { "$ne": user_id },
         format!("marks.{}", MAX_READ_MARKS - 1): { "$exists": false },
     };

@@ -23,12 +23,14 @@
 //! - **Companions follow** the answer in one task's order; reads in this process that could miss them wait for it. Only
 //!   that a session needs looking after is written beside the append, so that a crash in between does not hide it.
 
+mod audit;
 mod barrier;
 mod companions;
 mod connection;
 mod document;
 mod ends;
 mod fault;
+mod handoff;
 mod log;
 mod marks;
 mod outbox;
@@ -290,6 +292,14 @@ impl SessionStore for MongoStore {
     ) -> Result<bool, StoreError> {
         let replace = sessions::replace_key(&self.shared, session_id, &expected, &new);
         self.call("replace_wrapped_key", Access::Write, replace).await
+    }
+
+    async fn erase_session(&self, session_id: SessionId, fence: Seq) -> Result<bool, StoreError> {
+        self.settled("erase_session", Access::Write, sessions::erase(&self.shared, session_id, fence)).await
+    }
+
+    async fn remove_reply(&self, message_id: MessageId) -> Result<(), StoreError> {
+        self.settled("remove_reply", Access::Write, replies::remove(&self.shared, message_id)).await
     }
 
     async fn wrapped_keys(

@@ -32,6 +32,11 @@ pub(super) async fn leases(shared: &Shared, after: Option<MessageId>, limit: u32
     found.iter().map(|found| document::lease(found)).collect()
 }
 
+pub(super) async fn remove(shared: &Shared, message_id: MessageId) -> Result<(), Fault> {
+    shared.connection.replies.delete_one(doc! { "_id": binary(message_id.as_bytes()) }).await?;
+    Ok(())
+}
+
 pub(super) async fn renew(
     shared: &Shared,
     message_id: MessageId,

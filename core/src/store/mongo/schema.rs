@@ -15,13 +15,15 @@ pub(super) const SHARES: &str = "shares";
 pub(super) const VALUES: &str = "installation";
 /// Alerts on their way.
 pub(super) const OUTBOX: &str = "outbox";
+pub(super) const HANDOFFS: &str = "handoffs";
+pub(super) const AUDIT: &str = "audit";
 /// Written to by those who read.
 pub(super) const BARRIERS: &str = "barriers";
 /// Holds the version.
 const SCHEMA: &str = "schema";
 
 /// The version that this program knows: the number of steps.
-const VERSION: i32 = 4;
+const VERSION: i32 = 5;
 
 /// Brings the database to the current version.
 pub(super) async fn migrate(connection: &Connection) -> Result<(), Fault> {
@@ -39,13 +41,16 @@ pub(super) async fn migrate(connection: &Connection) -> Result<(), Fault> {
         first_step(connection).await?;
     }
     if stored < 2 {
-        second_step(connection).await?;
+        outbox(connection).await?;
     }
     if stored < 3 {
-        third_step(connection).await?;
+        handoff_and_audit(connection).await?;
     }
     if stored < 4 {
-        fourth_step(connection).await?;
+        standing_still(connection).await?;
+    }
+    if stored < 5 {
+        shares(connection).await?;
     }
     if stored < VERSION {
         let raise =
@@ -97,17 +102,30 @@ async fn first_step(connection: &Connection) -> Result<(), Fault> {
     Ok(())
 }
 
-async fn second_step(connection: &Connection) -> Result<(), Fault> {
+async fn outbox(connection: &Connection) -> Result<(), Fault> {
     let waiting = doc! { "partialFilterExpression": { "state": "waiting" } };
-    let outbox = vec![
+    let indexes = vec![
         index("due", doc! { "due": 1, "_id": 1 }, waiting),
         index("age", doc! { "state": 1, "created": 1, "_id": 1 }, doc! {}),
     ];
-    create_indexes(connection, OUTBOX, outbox).await
+    create_indexes(connection, OUTBOX, indexes).await
+}
+
+/// Sessions that wait or are held, and the audit trail.
+async fn handoff_and_audit(connection: &Connection) -> Result<(), Fault> {
+    let waiting = doc! { "partialFilterExpression": { "since": { "$exists": true } } };
+    let handoffs = vec![index("waiting", doc! { "since": 1, "_id": 1 }, waiting)];
+    let audit = vec![
+        index("actor", doc! { "actor": 1, "_id": 1 }, doc! {}),
+        index("action", doc! { "action": 1, "_id": 1 }, doc! {}),
+        index("session", doc! { "session": 1, "_id": 1 }, doc! { "sparse": true }),
+    ];
+    create_indexes(connection, HANDOFFS, handoffs).await?;
+    create_indexes(connection, AUDIT, audit).await
 }
 
 /// Sessions that have not ended can be walked, and know since when they stand still.
-async fn third_step(connection: &Connection) -> Result<(), Fault> {
+async fn standing_still(connection: &Connection) -> Result<(), Fault> {
     let active = index("active", doc! { "ended": 1, "_id": 1 }, doc! { "partialFilterExpression": { "ended": false } });
     create_indexes(connection, SESSIONS, vec![active]).await?;
     let (untouched, now) = (doc! { "touched": { "$exists": false } }, vec![doc! { "$set": { "touched": "$$NOW" } }]);
@@ -116,8 +134,8 @@ async fn third_step(connection: &Connection) -> Result<(), Fault> {
 }
 
 /// Share links.
-async fn fourth_step(connection: &Connection) -> Result<(), Fault> {
-    let shares = vec![
+async fn shares(connection: &Connection) -> Result<(), Fault> {
+    let indexes = vec![
         index("session", doc! { "session": 1, "_id": -1 }, doc! {}),
         index(
             "request",
@@ -125,7 +143,7 @@ async fn fourth_step(connection: &Connection) -> Result<(), Fault> {
             doc! { "unique": true, "partialFilterExpression": { "request": { "$exists": true } } },
         ),
     ];
-    create_indexes(connection, SHARES, shares).await
+    create_indexes(connection, SHARES, indexes).await
 }
 
 async fn create_indexes(connection: &Connection, collection: &str, indexes: Vec<Document>) -> Result<(), Fault> {

@@ -235,10 +235,18 @@ async fn page(shared: &Shared, filter: Document, limit: u32, wanted: Document) -
 }
 
 pub(super) async fn replace_key(shared: &Shared, id: SessionId, expected: &[u8], new: &[u8]) -> Result<bool, Fault> {
-    if expected.is_empty() {
+    if expected.is_empty() || new.is_empty() {
         return Ok(false);
     }
     let filter = doc! { "_id": binary(id.as_bytes()), "key": binary(expected) };
     let update = doc! { "$set": { "key": binary(new) } };
     Ok(shared.connection.sessions.update_one(filter, update).await?.matched_count > 0)
+}
+
+/// The header last: until then the session is among the unfinished ones, so that whoever is cut here is followed by another.
+pub(super) async fn erase(shared: &Shared, id: SessionId, fence: Seq) -> Result<bool, Fault> {
+    let id = binary(id.as_bytes());
+    shared.connection.replies.delete_many(doc! { "session": id.clone() }).await?;
+    let update = document::erasure(fence);
+    Ok(shared.connection.sessions.update_one(doc! { "_id": id }, update).await?.matched_count > 0)
 }

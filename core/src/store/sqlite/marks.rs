@@ -10,13 +10,14 @@ use super::{
 };
 use crate::{domain::entry::Seq, store::MAX_READ_MARKS};
 
-/// Nothing for a session that does not exist, and no further participant once there are as many as are kept.
+/// Nothing for a session that does not exist or is erased, and no further participant once there are as many as are kept.
 pub(super) const MARK: &str = "INSERT INTO read_marks (session_id, user_id, seq) SELECT ?1, ?2, ?3 \
-     WHERE EXISTS (SELECT 1 FROM sessions WHERE id = ?1) \
+     WHERE EXISTS (SELECT 1 FROM sessions WHERE id = ?1 AND length(wrapped_key) > 0) \
        AND (EXISTS (SELECT 1 FROM read_marks WHERE session_id = ?1 AND user_id = ?2) \
          OR (SELECT count(*) FROM read_marks WHERE session_id = ?1) < ?4) \
      ON CONFLICT (session_id, user_id) DO UPDATE SET seq = excluded.seq WHERE excluded.seq > seq";
 pub(super) const MARKS: &str = "SELECT user_id, seq FROM read_marks WHERE session_id = ?1 ORDER BY user_id LIMIT ?2";
+pub(super) const REMOVE_ALL: &str = "DELETE FROM read_marks WHERE session_id = ?1";
 pub(super) const VALUE: &str = "SELECT value FROM installation WHERE name = ?1";
 const INIT_VALUE: &str = "INSERT INTO installation (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO NOTHING";
 pub(super) const REPLACE_VALUE: &str = "UPDATE installation SET value = ?3 WHERE name = ?1 AND value = ?2";
@@ -31,6 +32,11 @@ pub(super) fn read_marks(db: &Connection, id: SessionId) -> Result<Vec<(String, 
     let marks =
         statement.query_map(params![id.as_bytes(), MAX_READ_MARKS], |row| Ok((row.get(0)?, column::seq(row, 1)?)))?;
     Ok(marks.collect::<Result<_, _>>()?)
+}
+
+pub(super) fn remove_all(db: &Connection, id: SessionId) -> Result<(), Fault> {
+    db.prepare_cached(REMOVE_ALL)?.execute([id.as_bytes()])?;
+    Ok(())
 }
 
 pub(super) fn value(db: &Connection, name: &str) -> Result<Option<Vec<u8>>, Fault> {

@@ -4,8 +4,10 @@
 //! {sessions, log, replies, marks}` and are answered after the group's commit is synced; reads go through the reader
 //! threads, except those whose answer has to be final, which queue up behind the writes they ask about.
 
+mod audit;
 mod column;
 mod fault;
+mod handoff;
 mod lock;
 mod log;
 mod marks;
@@ -248,6 +250,14 @@ impl SessionStore for SqliteStore {
         let bytes = expected.len() + new.len();
         let replace = move |db: &_| sessions::replace_key(db, session_id, &expected, &new);
         self.writer.submit("replace_wrapped_key", bytes, replace).await
+    }
+
+    async fn erase_session(&self, session_id: SessionId, fence: Seq) -> Result<bool, StoreError> {
+        self.writer.submit("erase_session", 0, move |db| sessions::erase(db, session_id, fence)).await
+    }
+
+    async fn remove_reply(&self, message_id: MessageId) -> Result<(), StoreError> {
+        self.writer.submit("remove_reply", 0, move |db| replies::remove(db, message_id).map(Verdict::Keep)).await
     }
 
     async fn wrapped_keys(

@@ -13,6 +13,7 @@ use crate::store::{BootId, ReplyLease, ReplyRow};
 const INSERT: &str = "INSERT OR REPLACE INTO replies (message_id, session_id, started_seq, boot_id, renewals, checkpoint) \
      VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
 pub(super) const REMOVE: &str = "DELETE FROM replies WHERE message_id = ?1";
+pub(super) const REMOVE_ALL: &str = "DELETE FROM replies WHERE session_id = ?1";
 pub(super) const LATEST: &str = "SELECT message_id, started_seq, boot_id, renewals, checkpoint FROM replies \
      WHERE session_id = ?1 ORDER BY started_seq DESC LIMIT 1";
 pub(super) const LEASES: &str = "SELECT message_id, session_id, boot_id, renewals FROM replies WHERE message_id > ?1 \
@@ -34,6 +35,11 @@ pub(super) fn insert(db: &Connection, row: &ReplyRow) -> Result<(), Fault> {
 
 pub(super) fn remove(db: &Connection, message_id: MessageId) -> Result<(), Fault> {
     db.prepare_cached(REMOVE)?.execute([message_id.as_bytes()])?;
+    Ok(())
+}
+
+pub(super) fn remove_all(db: &Connection, session_id: SessionId) -> Result<(), Fault> {
+    db.prepare_cached(REMOVE_ALL)?.execute([session_id.as_bytes()])?;
     Ok(())
 }
 

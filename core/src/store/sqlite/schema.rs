@@ -8,10 +8,10 @@ use super::fault::Fault;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// Marks the file as ours (it spells `ChBx`), so that another program's database is never written to.
-const APPLICATION_ID: i32 = 0x4368_4278;
+pub(super) const APPLICATION_ID: i32 = 0x4368_4278;
 
 /// One step per version; the file's `user_version` counts those that were applied. Steps are never edited, only added.
-const STEPS: [&str; 4] = [
+pub(super) const STEPS: &[&str] = &[
     // Tables with large values keep their row id, and with it 4 KiB of a row in its page; the others are their own index.
     // In `log` the append's id stands before the entries, so that looking for it never reads them.
     "CREATE TABLE sessions (
@@ -94,6 +94,29 @@ const STEPS: [&str; 4] = [
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX outbox_due ON outbox (due_at, id) WHERE state = 0;
     CREATE INDEX outbox_by_age ON outbox (state, created_at, id);",
+    // Erased sessions have no key and are in no list.
+    "DROP INDEX sessions_by_activity;
+    CREATE INDEX sessions_by_activity ON sessions (owner, ended, last_activity, id) WHERE length(wrapped_key) > 0;",
+    // Sessions that wait for a person or are held by one, and the audit trail.
+    "CREATE TABLE handoffs (
+        session_id    BLOB NOT NULL PRIMARY KEY CHECK (length(session_id) = 16),
+        waiting_since INTEGER,
+        mark          INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX handoffs_waiting ON handoffs (waiting_since, session_id) WHERE waiting_since IS NOT NULL;
+
+    CREATE TABLE audit (
+        seq        INTEGER NOT NULL PRIMARY KEY CHECK (seq > 0),
+        at         INTEGER NOT NULL,
+        actor      TEXT NOT NULL,
+        action     TEXT NOT NULL,
+        session_id BLOB CHECK (length(session_id) = 16),
+        sealed     BLOB NOT NULL,
+        hash       BLOB NOT NULL CHECK (length(hash) = 32)
+    ) STRICT;
+    CREATE INDEX audit_by_actor ON audit (actor, seq);
+    CREATE INDEX audit_by_action ON audit (action, seq);
+    CREATE INDEX audit_by_session ON audit (session_id, seq) WHERE session_id IS NOT NULL;",
     // When the folded state was written, by this machine's clock. The index changes when a session is made or ends, not with
     // every append.
     "ALTER TABLE sessions ADD COLUMN touched INTEGER NOT NULL DEFAULT 0;
@@ -174,6 +197,9 @@ fn prepare(db: &Connection, synchronous: Synchronous, max_bytes: Option<u64>) ->
         Synchronous::Off => "OFF",
     };
     db.pragma_update(None, "synchronous", level)?;
+    // What is replaced or removed is overwritten with zeros where that takes no further writes: a destroyed key is in the
+    // row's own page.
+    db.pragma_update_and_check(None, "secure_delete", "FAST", |_| Ok(()))?;
     // The writer checkpoints by itself, after it has answered.
     db.pragma_update(None, "wal_autocheckpoint", 0)?;
     db.pragma_update(None, "journal_size_limit", super::writer::WAL_KEPT_BYTES)?;

@@ -8,6 +8,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use super::{
     column::{self, header_columns, number},
     fault::Fault,
+    marks, replies,
     writer::Verdict,
 };
 use crate::{
@@ -31,28 +32,30 @@ const INSERT: &str = "INSERT INTO sessions (id, owner, slot, wrapped_key, create
 pub(super) const ACTIVE: &str = concat!(
     "SELECT ",
     header_columns!(),
-    " FROM sessions WHERE owner = ?1 AND ended = 0 ORDER BY last_activity DESC, id DESC LIMIT 1"
+    " FROM sessions WHERE owner = ?1 AND ended = 0 AND length(wrapped_key) > 0",
+    " ORDER BY last_activity DESC, id DESC LIMIT 1"
 );
 pub(super) const LIST_ONE: &str = concat!(
     "SELECT ",
     header_columns!(),
-    " FROM sessions WHERE owner = ?1 AND ended = ?5 AND (last_activity, id) < (?2, ?3)",
+    " FROM sessions WHERE owner = ?1 AND ended = ?5 AND length(wrapped_key) > 0 AND (last_activity, id) < (?2, ?3)",
     " ORDER BY last_activity DESC, id DESC LIMIT ?4"
 );
 /// Two walks of one index, merged: a second index would have to be kept up to date by every append.
 pub(super) const LIST_BOTH: &str = concat!(
     "SELECT ",
     header_columns!(),
-    " FROM sessions WHERE owner = ?1 AND ended = 0 AND (last_activity, id) < (?2, ?3) UNION ALL SELECT ",
+    " FROM sessions WHERE owner = ?1 AND ended = 0 AND length(wrapped_key) > 0 AND (last_activity, id) < (?2, ?3)",
+    " UNION ALL SELECT ",
     header_columns!(),
-    " FROM sessions WHERE owner = ?1 AND ended = 1 AND (last_activity, id) < (?2, ?3)",
+    " FROM sessions WHERE owner = ?1 AND ended = 1 AND length(wrapped_key) > 0 AND (last_activity, id) < (?2, ?3)",
     " ORDER BY last_activity DESC, id DESC LIMIT ?4"
 );
 pub(super) const UNFINISHED: &str =
     "SELECT id, applied_seq FROM sessions WHERE unfinished = 1 AND id > ?1 ORDER BY id LIMIT ?2";
 pub(super) const KEYS: &str = "SELECT id, wrapped_key FROM sessions WHERE id > ?1 ORDER BY id LIMIT ?2";
 pub(super) const REPLACE_KEY: &str =
-    "UPDATE sessions SET wrapped_key = ?3 WHERE id = ?1 AND wrapped_key = ?2 AND length(wrapped_key) > 0";
+    "UPDATE sessions SET wrapped_key = ?3 WHERE id = ?1 AND wrapped_key = ?2 AND length(?2) > 0 AND length(?3) > 0";
 pub(super) const REPLACE_OLDER: &str = "UPDATE sessions SET applied_seq = ?2, state = ?3, last_activity = ?4, ended = ?5, \
      unfinished = ?6, touched = CAST(unixepoch('subsec') * 1000 AS INTEGER) WHERE id = ?1 AND applied_seq < ?2";
 pub(super) const REPLACE_EXPECTED: &str = "UPDATE sessions SET applied_seq = ?2, state = ?3, last_activity = ?4, \
@@ -62,6 +65,9 @@ pub(super) const TAKE_SLOT: &str = "UPDATE sessions SET slot = ?2 WHERE id = ?1 
 pub(super) const ACTIVE_BY_ID: &str = "SELECT id, applied_seq, CAST(unixepoch('subsec') * 1000 AS INTEGER) - touched FROM sessions \
      WHERE ended = 0 AND id > ?1 ORDER BY id LIMIT ?2";
 pub(super) const FREE_SLOT: &str = "UPDATE sessions SET slot = NULL WHERE id = ?1 AND slot IS NOT NULL";
+
+pub(super) const ERASE: &str = "UPDATE sessions SET wrapped_key = x'', state = x'', slot = NULL, ended = 1, unfinished = 0, \
+     applied_seq = max(applied_seq, ?2) WHERE id = ?1";
 
 /// Above every id, which has 16 bytes.
 const ABOVE_ALL_IDS: [u8; 17] = [0xff; 17];
@@ -197,6 +203,14 @@ fn bound(after: Option<&SessionId>) -> &[u8] {
 
 pub(super) fn replace_key(db: &Connection, id: SessionId, expected: &[u8], new: &[u8]) -> Result<Verdict<bool>, Fault> {
     let changed = db.prepare_cached(REPLACE_KEY)?.execute(params![id.as_bytes(), expected, new])?;
+    Ok(Verdict::Keep(changed > 0))
+}
+
+/// One change: whoever sees the key gone sees all of it gone.
+pub(super) fn erase(db: &Connection, id: SessionId, fence: Seq) -> Result<Verdict<bool>, Fault> {
+    replies::remove_all(db, id)?;
+    marks::remove_all(db, id)?;
+    let changed = db.prepare_cached(ERASE)?.execute(params![id.as_bytes(), number(fence)])?;
     Ok(Verdict::Keep(changed > 0))
 }
 

@@ -29,6 +29,8 @@ const NOTHING: View = {
 export const view = signal<View>(NOTHING);
 /** Grows with every change of conversation, so that the log and the composer start over. */
 export const generation = signal(0);
+/** The last session that was destroyed while it was on the screen. */
+export const destroyed = signal('');
 /** Something to tell the person once. */
 export const toast = signal<string | null>(null);
 
@@ -96,6 +98,10 @@ function publish(): void {
   if (status.cause.code === 'UNAUTHENTICATED') {
     leave();
     refuse('Your access has expired or is not accepted here.');
+  } else if (status.cause.code === 'NOT_FOUND' && id) {
+    destroyed.value = id;
+    toast.value = 'The conversation was deleted.';
+    show('');
   } else if (status.cause.code === 'NOT_FOUND' && wanted !== '') {
     toast.value = 'That conversation does not exist, or it is not yours.';
     show('');
@@ -135,6 +141,14 @@ export async function selectModel(model: string): Promise<void> {
     await current?.selectModel(model);
   } catch (error) {
     toast.value = sayError(error, 'The model could not be chosen.');
+  }
+}
+
+export async function requestHelp(): Promise<void> {
+  try {
+    await current?.requestHelp();
+  } catch (error) {
+    toast.value = sayError(error, 'Nobody could be asked.');
   }
 }
 

@@ -1,8 +1,30 @@
 import { useEffect, useRef } from 'preact/hooks';
 import { sessionId } from './chat';
 import { Rename } from './rename';
+import { active, choose, doomed, end, erase, question, replace, titleOf } from './sessions';
 import { Sharing } from './sharing';
-import { active, choose, end, question, replace, titleOf } from './sessions';
+
+/** What is asked, and what happens then. */
+const WORDS = {
+  end: {
+    title: 'End this conversation?',
+    text: 'It stays in the list and can still be read, but takes no more messages.',
+    action: 'End conversation',
+    act: end,
+  },
+  replace: {
+    title: 'End the current conversation and start a new one?',
+    text: 'You can have one open conversation at a time. The current one stays in the list and can still be read.',
+    action: 'End it and start a new one',
+    act: () => replace(),
+  },
+  delete: {
+    title: 'Delete this conversation?',
+    text: 'Everything in it is destroyed, for everybody and for good. This cannot be undone.',
+    action: 'Delete for good',
+    act: erase,
+  },
+} as const;
 
 export function Dialogs() {
   const asked = question.value;
@@ -18,23 +40,19 @@ export function Dialogs() {
       </dialog>
     );
   }
+  const words = WORDS[asked ?? 'end'];
   return (
     <dialog ref={ref} class="dialog" aria-labelledby="question" onClose={cancel}>
-      <h2 id="question">
-        {asked === 'replace' ? 'End the current conversation and start a new one?' : 'End this conversation?'}
-      </h2>
-      <p>
-        {asked === 'replace'
-          ? 'You can have one open conversation at a time. The current one stays in the list and can still be read.'
-          : 'It stays in the list and can still be read, but takes no more messages.'}
-      </p>
+      <h2 id="question">{words.title}</h2>
+      <p>{words.text}</p>
+      {asked === 'delete' && doomed.value ? <p class="muted">{titleOf(doomed.value)}</p> : null}
       <OpenOne />
       <div class="dialog-actions">
         <button type="button" class="button quiet" onClick={cancel}>
           Cancel
         </button>
-        <button type="button" class="button primary" onClick={() => void (asked === 'replace' ? replace() : end())}>
-          {asked === 'replace' ? 'End it and start a new one' : 'End conversation'}
+        <button type="button" class="button primary" onClick={() => void words.act()}>
+          {words.action}
         </button>
       </div>
     </dialog>
@@ -60,4 +78,5 @@ function OpenOne() {
 
 function cancel(): void {
   question.value = null;
+  doomed.value = null;
 }

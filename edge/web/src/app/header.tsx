@@ -1,5 +1,6 @@
 import { useEffect, useState } from 'preact/hooks';
-import { isEnded, reconnect, selectModel, session, view } from './chat';
+import type { Session } from '../client';
+import { isEnded, reconnect, requestHelp, selectModel, session, view } from './chat';
 import { Icon } from './icons';
 import { ModelLabel } from './model-label';
 import { busy, models, question, titleOf } from './sessions';
@@ -34,6 +35,7 @@ export function Header() {
         ) : null}
       </div>
       {isEnded.value ? <span class="status ended">Ended</span> : <Status />}
+      {shown && !isEnded.value && mayAsk(shown) ? <AskForPerson /> : null}
       {shown && (shown.messageCount ?? 0) > 0 ? (
         <>
           <HeaderButton icon="pencil" label="Rename this conversation" ask="rename" />
@@ -70,6 +72,32 @@ function HeaderButton({ icon, label, ask }: { icon: 'pencil' | 'share'; label: s
       }}
     >
       <Icon name={icon} />
+    </button>
+  );
+}
+
+/** Not while a person is asked for already, or there. */
+function mayAsk({ help }: Session): boolean {
+  return help?.state !== 'HELP_STATE_REQUESTED' && help?.state !== 'HELP_STATE_ASSIGNED';
+}
+
+function AskForPerson() {
+  const [asking, setAsking] = useState(false);
+  const ask = () => {
+    setAsking(true);
+    void requestHelp().then(() => setAsking(false));
+    document.getElementById('message')?.focus();
+  };
+  return (
+    <button
+      type="button"
+      class="icon-button"
+      aria-label="Talk to a person"
+      title="Talk to a person"
+      disabled={asking || view.value.status.phase !== 'live'}
+      onClick={ask}
+    >
+      <Icon name="person" />
     </button>
   );
 }

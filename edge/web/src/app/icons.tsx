@@ -13,6 +13,8 @@ const PATHS = {
   pencil: 'M5 19l1-4L16 5l3 3L9 18zM14 7l3 3',
   share: 'M12 15V4M8 8l4-4 4 4M6 12v8h12v-8',
   search: 'M11 5a6 6 0 1 1 0 12 6 6 0 0 1 0-12M15.500 15.500L20 20',
+  trash: 'M4 7h16M9 7V4h6v3M6 7l1 13h10l1-13M10 11v5M14 11v5',
+  person: 'M12 4a4 4 0 1 1 0 8 4 4 0 0 1 0-8zM4.500 20a7.500 7.500 0 0 1 15 0',
   retry: 'M19 12a7 7 0 1 1-2.2-5.100M19 4v4h-4',
 } as const;
 

@@ -1,8 +1,8 @@
 // The list of conversations, and beginning and ending them.
 import { computed, effect, signal } from '@preact/signals';
 import { ChatboxError, randomId, type Model, type Session } from '../client';
-import { api, session, sessionId, show, toast, view } from './chat';
-import { recall, remember } from './storage';
+import { api, destroyed, session, sessionId, show, toast, view } from './chat';
+import { forget, recall, remember } from './storage';
 import { sayError } from './wording';
 
 export const models = signal<readonly Model[]>([]);
@@ -15,7 +15,9 @@ const titles = signal<Readonly<Record<string, string>>>({});
 
 export const hasMore = computed(() => next.value !== '');
 /** What the person was asked to confirm. */
-export const question = signal<'end' | 'replace' | 'rename' | 'share' | null>(null);
+export const question = signal<'end' | 'replace' | 'rename' | 'share' | 'delete' | null>(null);
+/** The conversation that is asked about before it is deleted. */
+export const doomed = signal<Session | null>(null);
 /** What is looked for in the names of conversations. */
 export const searched = signal('');
 /** Those that were found; null while nothing is looked for. */
@@ -62,6 +64,7 @@ export function forgetSessions(): void {
   searched.value = '';
   found.value = null;
   question.value = null;
+  doomed.value = null;
 }
 
 export async function loadModels(): Promise<void> {
@@ -252,6 +255,38 @@ export async function end(): Promise<void> {
     await loadSessions();
   });
 }
+
+export function askToDelete(one: Session): void {
+  doomed.value = one;
+  question.value = 'delete';
+}
+
+/** Destroys the conversation that was asked about. */
+export async function erase(): Promise<void> {
+  const id = doomed.value?.sessionId ?? '';
+  question.value = null;
+  doomed.value = null;
+  if (id === '') return;
+  await act('The conversation could not be deleted.', async () => {
+    await api.deleteSession(id);
+    drop(id);
+    // Its own feed may have said so already.
+    if (id === sessionId.value) show('');
+  });
+}
+
+/** Nothing of a destroyed conversation stays in this tab. */
+function drop(id: string): void {
+  listed.value = listed.peek().filter((one) => one.sessionId !== id);
+  found.value = found.peek()?.filter((one) => one.sessionId !== id) ?? null;
+  const { [id]: _, ...others } = titles.peek();
+  titles.value = others;
+  forget(id);
+}
+
+effect(() => {
+  if (destroyed.value !== '') drop(destroyed.value);
+});
 
 async function act(failed: string, work: () => Promise<void>): Promise<void> {
   if (busy.value) return;

@@ -3,7 +3,20 @@ import type { Session } from '../client';
 import { refuse, userName } from './auth';
 import { leave, sessionId } from './chat';
 import { Icon, Mark } from './icons';
-import { begin, busy, choose, found, hasMore, loadMore, modelName, search, searched, sessions, titleOf } from './sessions';
+import {
+  askToDelete,
+  begin,
+  busy,
+  choose,
+  found,
+  hasMore,
+  loadMore,
+  modelName,
+  search,
+  searched,
+  sessions,
+  titleOf,
+} from './sessions';
 import { forgetAll } from './storage';
 import { dateAndTime, drawerOpen, isPhone, when } from './ui';
 
@@ -137,7 +150,7 @@ function Row({ one }: { one: Session }) {
   const ended = one.status === 'SESSION_STATUS_ENDED';
   const current = one.sessionId === sessionId.value;
   return (
-    <li>
+    <li class="session-row">
       <button
         type="button"
         class="session"
@@ -154,6 +167,16 @@ function Row({ one }: { one: Session }) {
           {' · '}
           {when(one.lastActivityTime ?? one.createTime)}
         </span>
+      </button>
+      <button
+        type="button"
+        class="icon-button session-delete"
+        aria-label={`Delete “${titleOf(one)}”`}
+        title="Delete"
+        disabled={busy.value}
+        onClick={() => askToDelete(one)}
+      >
+        <Icon name="trash" />
       </button>
     </li>
   );

@@ -20,6 +20,11 @@ export function remember(key: string, value: string): void {
   }
 }
 
+/** Forgets what is kept of one session. */
+export function forget(sessionId: string): void {
+  for (const kind of ['title', 'draft', 'outbox']) remember(`${kind}.${sessionId}`, '');
+}
+
 /** Forgets everything of this tab, for another person to use it. */
 export function forgetAll(): void {
   try {

@@ -1,5 +1,5 @@
 // Everything the page says about states and failures, in one place.
-import { ChatboxError, type FinishReason, type LinkStatus, type NoticeItem, type Sender } from '../client';
+import { ChatboxError, durationMs, type FinishReason, type LinkStatus, type NoticeItem, type Sender, type Session } from '../client';
 
 export function sayError(error: unknown, what: string): string {
   const failure = ChatboxError.from(error);
@@ -56,7 +56,9 @@ export function sayNotice(item: NoticeItem): string | null {
   if (entry.modelSelected) return `${entry.modelSelected.model ?? 'Another model'} answers from here on`;
   if (entry.helpRequested) return 'You asked for a person';
   if (entry.takenOver) return `${nameOf(entry.takenOver.admin)} joined the conversation`;
-  if (entry.released) return 'The assistant answers again';
+  if (entry.released) {
+    return entry.released.lapsed ? 'The person is gone; you are in the queue again' : 'The assistant answers again';
+  }
   // A name that was made by itself is nothing anybody did.
   if (entry.renamed) return entry.renamed.automatic ? null : `Renamed to “${entry.renamed.name ?? ''}”`;
   if (entry.shared) return entry.shared.revoked ? 'A share link was revoked' : 'A share link was made';
@@ -77,6 +79,18 @@ export function nameOf(sender: Sender | undefined): string {
     default:
       return sender?.userId ?? 'Somebody';
   }
+}
+
+/** Where a request for a person stands, while there is something to say. */
+export function sayHelp(session: Session | null): string | null {
+  const help = session?.help;
+  if (session === null || session.status === 'SESSION_STATUS_ENDED') return null;
+  if (help?.state === 'HELP_STATE_ASSIGNED') return `You are talking to ${nameOf(session.heldBy)}. The assistant is silent.`;
+  if (help?.state !== 'HELP_STATE_REQUESTED') return null;
+  const place = help.position ? ` You are number ${help.position} in the queue` : '';
+  const wait = durationMs(help.estimatedWait);
+  const minutes = wait === undefined ? '' : `, about ${Math.max(1, Math.round(wait / 60_000))} min`;
+  return `You asked for a person.${place === '' ? '' : `${place}${minutes}.`} The assistant goes on answering until then.`;
 }
 
 export interface StatusText {

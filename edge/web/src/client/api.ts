@@ -102,7 +102,17 @@ export class Api {
     return this.#call('GET', `shared/${encodeURIComponent(shareId)}`, { pageToken });
   }
 
-  async #call<T>(method: 'GET' | 'POST' | 'PATCH', path: string, query: Query = {}, body?: object): Promise<T> {
+  /** Destroys a session and everything in it, for good. */
+  async deleteSession(sessionId: string): Promise<void> {
+    await this.#call('DELETE', `sessions/${encodeURIComponent(sessionId)}`);
+  }
+
+  async #call<T>(
+    method: 'GET' | 'POST' | 'PATCH' | 'DELETE',
+    path: string,
+    query: Query = {},
+    body?: object,
+  ): Promise<T> {
     const url = new URL(`api/v1/${path}`, this.#options.base);
     for (const [name, value] of Object.entries(query)) {
       if (value !== undefined && value !== '') url.searchParams.set(name, String(value));

@@ -184,6 +184,11 @@ export class Conversation {
     this.#link.request({ read: { seq: String(seq) } }, { repeat: true }).catch(() => undefined);
   }
 
+  /** Asks for a person; while one is asked for or there, it changes nothing. */
+  async requestHelp(reason = ''): Promise<void> {
+    await this.#link.request({ requestHelp: reason === '' ? {} : { reason } }, { repeat: true });
+  }
+
   typing(active: boolean): void {
     if (this.#status.phase === 'live' && !this.isEnded) this.#link.notify({ typing: { active } });
   }

@@ -56,6 +56,7 @@ function onEvent(state: ConversationState, event: ServerEvent, now: number): Con
   if (event.replyDelta) return onDelta(state, event.replyDelta);
   if (event.replySnapshot) return onSnapshot(state, event.replySnapshot);
   if (event.caughtUp) return seqOf(event.caughtUp.seq) > state.head ? { ...state, broken: true } : state;
+  if (event.help) return state.session ? { ...state, session: { ...state.session, help: event.help } } : state;
   if (event.presence) return { ...state, participants: event.presence.participants ?? [] };
   if (event.typing) {
     const sender = event.typing.sender ?? {};
@@ -212,14 +213,22 @@ function afterEntry(session: Session | null, entry: Entry): Session | null {
     next.responder = 'RESPONDER_ASSISTANT';
     delete next.endTime;
     delete next.heldBy;
+    delete next.help;
+  }
+  if (entry.helpRequested) {
+    const since = entry.createTime === undefined ? {} : { requestTime: entry.createTime };
+    next.help = { state: 'HELP_STATE_REQUESTED', ...since };
   }
   if (entry.takenOver) {
     next.responder = 'RESPONDER_ADMIN';
     next.heldBy = entry.takenOver.admin ?? {};
+    next.help = { state: 'HELP_STATE_ASSIGNED' };
   }
   if (entry.released) {
     next.responder = 'RESPONDER_ASSISTANT';
     delete next.heldBy;
+    // The place in the queue follows by itself.
+    next.help = { state: entry.released.lapsed ? 'HELP_STATE_REQUESTED' : 'HELP_STATE_RELEASED' };
   }
   return next;
 }

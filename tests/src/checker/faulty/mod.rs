@@ -35,17 +35,20 @@ pub enum Call {
     MarkRead,
     /// `init_installation_value`
     InitInstallationValue,
+    /// `erase_session`
+    EraseSession,
 }
 
 impl Call {
-    /// Every call of a store that writes something while sessions are served.
-    pub const ALL: [Self; 6] = [
+    /// Every call of a store that writes something while sessions are served or erased.
+    pub const ALL: [Self; 7] = [
         Self::CreateSession,
         Self::Append,
         Self::ReplaceDerived,
         Self::RenewReply,
         Self::MarkRead,
         Self::InitInstallationValue,
+        Self::EraseSession,
     ];
 
     /// Its name in the store's trait.
@@ -58,6 +61,7 @@ impl Call {
             Self::RenewReply => "renew_reply",
             Self::MarkRead => "mark_read",
             Self::InitInstallationValue => "init_installation_value",
+            Self::EraseSession => "erase_session",
         }
     }
 }

@@ -269,6 +269,14 @@ impl SessionStore for FaultyStore {
         self.inner.replace_wrapped_key(session_id, expected, new).await
     }
 
+    async fn erase_session(&self, session_id: SessionId, fence: Seq) -> Result<bool, StoreError> {
+        self.write(Call::EraseSession, self.inner.erase_session(session_id, fence)).await
+    }
+
+    async fn remove_reply(&self, message_id: MessageId) -> Result<(), StoreError> {
+        self.inner.remove_reply(message_id).await
+    }
+
     async fn wrapped_keys(
         &self,
         after: Option<SessionId>,

@@ -12,7 +12,7 @@ use std::{
 };
 
 use chatbox_proto::v1::{
-    Entry, FinishReason, Message,
+    Entry, Message,
     chat_request::Send,
     entry::{Kind, ReplyFinished, ReplyStarted},
 };
@@ -244,12 +244,6 @@ impl<'a> Case<'a> {
     fn new(record: &'a Record, sessions: &'a [StoredSession], rules: &'a Rules) -> Self {
         let sessions = sessions.iter().map(|session| (session.id.as_str(), Stored::new(session))).collect();
         Self { record, sessions, rules }
-    }
-
-    /// With several cores a stop through one of them ends a reply with its checkpoint when the one that runs it is dead or cannot
-    /// be reached: as short as an interruption, and not shorter.
-    fn cut_elsewhere(&self, end: &ReplyFinished) -> bool {
-        !self.rules.one_core && end.finish_reason() == FinishReason::Cancelled && !self.record.faults.is_empty()
     }
 
     /// All messages that were sent, in the order of devices and connections.

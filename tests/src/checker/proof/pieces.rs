@@ -97,7 +97,7 @@ impl<'a> Pieces<'a> {
         let Some(Kind::ReplyFinished(end)) = &entry.kind else { return };
         let streamed = self.end_of(&end.message_id).unwrap_or(0);
         let stored = end.text.len();
-        if end.finish_reason() == FinishReason::Interrupted || reading.case.cut_elsewhere(end) {
+        if end.finish_reason() == FinishReason::Interrupted {
             return;
         }
         // Who was attached to the only core while it ran has missed nothing.

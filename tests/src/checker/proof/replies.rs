@@ -150,8 +150,7 @@ fn checkpoints(case: &Case<'_>, found: &mut Vec<Violation>) {
                 _ => continue,
             };
             let Some((_, end)) = stored.finished.get(message_id.as_str()) else { continue };
-            let cut = end.finish_reason() == FinishReason::Interrupted || case.cut_elsewhere(end);
-            if !cut || end.text.len() >= reached as usize {
+            if end.finish_reason() != FinishReason::Interrupted || end.text.len() >= reached as usize {
                 continue;
             }
             let at = connection.steps[step].at;

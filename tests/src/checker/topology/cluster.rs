@@ -5,6 +5,7 @@ use std::{net::SocketAddr, process::Command, time::Duration};
 use anyhow::{Result, bail};
 use async_trait::async_trait;
 use chatbox_core::seal::KeyRing;
+use mongodb::bson::Document;
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
@@ -143,6 +144,13 @@ impl Topology for Cluster {
     async fn ready(&mut self) -> Result<()> {
         self.set.settled().await?;
         self.fleet.ready().await
+    }
+
+    async fn at_rest(&mut self, patience: Duration) -> Result<bool> {
+        let database = mongodb::Client::with_uri_str(self.set.uri(DATABASE)).await?.database(DATABASE);
+        let rows = database.collection::<Document>("replies");
+        let none = || async { rows.count_documents(Document::new()).await.ok().filter(|rows| *rows == 0) };
+        Ok(wait_for("no row of a reply is left", patience, none).await.is_ok())
     }
 
     async fn close(self: Box<Self>) -> Result<Vault> {

@@ -130,6 +130,12 @@ pub trait Topology: Send {
     /// Waits until everything is up and ready.
     async fn ready(&mut self) -> Result<()>;
 
+    /// Waits until nothing is left that cores put right in their own time: rows of replies whose removal was lost. Says
+    /// whether it came to that.
+    async fn at_rest(&mut self, _patience: Duration) -> Result<bool> {
+        Ok(true)
+    }
+
     /// Ends it in good order, and says where the data is.
     async fn close(self: Box<Self>) -> Result<Vault>;
 

@@ -6,7 +6,8 @@ use super::*;
 use crate::{
     domain::time::Timestamp,
     store::{
-        Append, Appended, Derived, MessageKey, NewSession, ReplyRow, RequestKey, SessionQuery, SlotRule,
+        Append, Appended, AuditQuery, AuditRow, AuditStore as _, Derived, HandoffRow, HandoffStore as _, MessageKey,
+        NewSession, ReplyRow, RequestKey, SessionQuery, SlotRule, Stage,
         outbox::{AlertRow, AlertState, Attempted, OutboxStore},
     },
 };
@@ -116,6 +117,8 @@ async fn everything(store: &dyn SessionStore) {
     store.replace_installation_value("a", vec![1], vec![2]).await.unwrap();
     store.ping().await.unwrap();
     store.session(id).await.unwrap();
+    store.remove_reply(append(id, 0).messages[0].message_id).await.unwrap();
+    assert!(store.erase_session(id, 10).await.unwrap());
 }
 
 async fn all_of_the_outbox(store: &dyn OutboxStore) {
@@ -146,9 +149,45 @@ async fn all_of_the_outbox(store: &dyn OutboxStore) {
     assert_eq!(store.prune_delivered(at(5), 3).await.unwrap(), 3);
 }
 
+/// The same for those who wait or are held, and for the audit trail.
+async fn handoff_and_audit(store: &MongoStore) {
+    let ids: Vec<SessionId> = (0..200).map(|_| SessionId::generate()).collect();
+    for (mark, id) in (0..).zip(&ids) {
+        let since = Timestamp::from_millis(i64::try_from(mark).unwrap_or(0));
+        let stage = if mark % 2 == 0 { Stage::Held } else { Stage::Waiting { since } };
+        store.put_handoff(HandoffRow { session_id: *id, stage, mark }).await.unwrap();
+    }
+    assert_eq!(store.waiting(5).await.unwrap().len(), 5);
+    for after in [None, Some(ids[7])] {
+        assert_eq!(store.handoffs(after, 5).await.unwrap().len(), 5);
+    }
+    store.handoff(ids[3]).await.unwrap().unwrap();
+    assert!(store.remove_handoff(ids[3], 3).await.unwrap());
+    for seq in 1..=200_u64 {
+        let actor = format!("admin {}", seq % 50);
+        let (action, session_id) = (format!("Call{}", seq % 20), Some(ids[usize::try_from(seq % 100).unwrap()]));
+        let at = Timestamp::from_millis(i64::try_from(seq).unwrap_or(0));
+        let row = AuditRow { seq, at, actor, action, session_id, sealed: vec![1], hash: [1; 32] };
+        assert!(store.append_audit(row).await.unwrap());
+    }
+    let query = || AuditQuery { limit: 3, ..AuditQuery::default() };
+    let actor = Some("admin 7".to_owned());
+    for query in [
+        query(),
+        AuditQuery { before: Some(90), ..query() },
+        AuditQuery { actor: actor.clone(), ..query() },
+        AuditQuery { action: Some("Call3".to_owned()), before: Some(90), ..query() },
+        AuditQuery { actor, action: Some("Call7".to_owned()), ..query() },
+        AuditQuery { session_id: Some(ids[9]), ..query() },
+    ] {
+        assert!(!store.audit_before(query).await.unwrap().is_empty());
+    }
+    assert_eq!(store.audit_after(50, 5).await.unwrap().len(), 5);
+}
+
 /// What the server recorded that grows with the collection instead of with the answer.
 async fn offences(database: &Database) -> Vec<String> {
-    let ours = doc! { "ns": { "$regex": r"\.(sessions|log|replies|installation|outbox)$" } };
+    let ours = doc! { "ns": { "$regex": r"\.(sessions|log|replies|installation|outbox|handoffs|audit)$" } };
     let profile: Vec<Document> =
         database.collection("system.profile").find(ours).await.unwrap().try_collect().await.unwrap();
     assert!(profile.len() > 500, "the server recorded {} operations", profile.len());
@@ -182,6 +221,7 @@ async fn every_call_is_answered_from_an_index() {
     run(database, doc! { "profile": 2 }).await;
     everything(&*fixture.store).await;
     all_of_the_outbox(&*fixture.store).await;
+    handoff_and_audit(&fixture.store).await;
     run(database, doc! { "profile": 0 }).await;
     assert_eq!(offences(database).await, Vec::<String>::new());
     // What would be noticed.

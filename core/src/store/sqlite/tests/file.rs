@@ -87,6 +87,29 @@ fn a_file_of_a_newer_version_is_refused_and_left_alone() {
     assert_eq!(db.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0)).unwrap(), 99);
 }
 
+#[tokio::test]
+async fn a_file_of_the_first_version_is_brought_up_and_keeps_what_is_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("chatbox.db");
+    let id = chatbox_proto::ids::SessionId::generate();
+    let old = Connection::open(&path).unwrap();
+    old.execute_batch(crate::store::sqlite::schema::STEPS[0]).unwrap();
+    old.execute(
+        "INSERT INTO sessions (id, owner, created_at, applied_seq, last_activity, ended, unfinished, wrapped_key, state) \
+         VALUES (?1, 'alice', 1, 0, 1, 0, 0, x'01', x'02')",
+        [id.as_bytes()],
+    )
+    .unwrap();
+    old.pragma_update(None, "application_id", crate::store::sqlite::schema::APPLICATION_ID).unwrap();
+    old.pragma_update(None, "user_version", 1).unwrap();
+    drop(old);
+    for _ in 0..2 {
+        let store = SqliteStore::open(&path, &SqliteOptions::default()).unwrap();
+        assert_eq!(store.active_session("alice").await.unwrap().map(|header| header.id), Some(id));
+        store.close().await;
+    }
+}
+
 /// Until the threads of a dropped store are gone.
 fn wait_for_lock(path: &Path) {
     let deadline = Instant::now() + Duration::from_secs(10);

@@ -27,7 +27,7 @@ fn new_session() -> NewSession {
         id: SessionId::generate(),
         owner: "alice".to_owned(),
         slot: SlotRule::Unlimited,
-        wrapped_key: Vec::new(),
+        wrapped_key: vec![1],
         created_at: Timestamp::from_millis(1),
         request: None,
         derived: state(0),

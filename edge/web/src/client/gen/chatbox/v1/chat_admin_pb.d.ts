@@ -295,7 +295,8 @@ export declare const ChatAdminGetSessionResponseSchema: GenMessage<ChatAdminGetS
  */
 export declare type WatchSessionsRequest = Message<"chatbox.v1.WatchSessionsRequest"> & {
   /**
-   * Resume: the cursor of the last event the client has; empty: start with a snapshot.
+   * Resume: the cursor of the last event the client has; empty: start with a snapshot. Either way everything that waits for
+   * a person or is held by one is sent first: what is not among it has left.
    *
    * @generated from field: string cursor = 1;
    */
@@ -316,7 +317,8 @@ export declare type WatchSessionsRequest = Message<"chatbox.v1.WatchSessionsRequ
  */
 export declare type WatchSessionsRequestJson = {
   /**
-   * Resume: the cursor of the last event the client has; empty: start with a snapshot.
+   * Resume: the cursor of the last event the client has; empty: start with a snapshot. Either way everything that waits for
+   * a person or is held by one is sent first: what is not among it has left.
    *
    * @generated from field: string cursor = 1;
    */
@@ -1257,11 +1259,19 @@ export declare type ListAuditRequest = Message<"chatbox.v1.ListAuditRequest"> & 
   pageToken: string;
 
   /**
-   * Subset of AIP-160 over actor, action, session_id and create_time.
+   * Subset of AIP-160 over actor, action, session_id and create_time, e.g.
+   * `actor = "ann" AND create_time >= "2026-01-01T00:00:00Z"`.
    *
    * @generated from field: string filter = 3;
    */
   filter: string;
+
+  /**
+   * Why the caller looks; kept in the audit trail.
+   *
+   * @generated from field: string reason = 4;
+   */
+  reason: string;
 };
 
 /**
@@ -1285,11 +1295,19 @@ export declare type ListAuditRequestJson = {
   pageToken?: string;
 
   /**
-   * Subset of AIP-160 over actor, action, session_id and create_time.
+   * Subset of AIP-160 over actor, action, session_id and create_time, e.g.
+   * `actor = "ann" AND create_time >= "2026-01-01T00:00:00Z"`.
    *
    * @generated from field: string filter = 3;
    */
   filter?: string;
+
+  /**
+   * Why the caller looks; kept in the audit trail.
+   *
+   * @generated from field: string reason = 4;
+   */
+  reason?: string;
 };
 
 /**
@@ -1957,7 +1975,7 @@ export declare const SetLogLevelResponseSchema: GenMessage<SetLogLevelResponse, 
 
 /**
  * Operations of the team. Needs the role `chat_admin` or `admin`. Every read and action leaves an audit record with the
- * reason given, written before it acts.
+ * reason given, written before it acts: without one, 1 to 500 bytes, nothing is done.
  *
  * @generated from service chatbox.v1.ChatAdmin
  */

@@ -2039,7 +2039,8 @@ export declare const ChatCore: GenService<{
     output: typeof ReopenSessionResponseSchema;
   },
   /**
-   * Destroy a session and everything in it.
+   * Destroy a session and everything in it, for good. Afterwards it is NOT_FOUND for every call; destroying it again is
+   * answered as the first time. Streams on it end with NOT_FOUND.
    *
    * @generated from rpc chatbox.v1.ChatCore.DeleteSession
    */

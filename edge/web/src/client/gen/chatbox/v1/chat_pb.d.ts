@@ -4,7 +4,7 @@
 
 import type { GenEnum, GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
 import type { Message } from "@bufbuild/protobuf";
-import type { Entry, EntryJson, Sender, SenderJson, Session, SessionJson } from "./session_pb";
+import type { Entry, EntryJson, Help, HelpJson, Sender, SenderJson, Session, SessionJson } from "./session_pb";
 import type { Error, ErrorJson } from "./error_pb";
 import type { Duration, DurationJson, Timestamp, TimestampJson } from "@bufbuild/protobuf/wkt";
 
@@ -43,7 +43,7 @@ export declare type ChatRequest = Message<"chatbox.v1.ChatRequest"> & {
     case: "open";
   } | {
     /**
-     * Write a message.
+     * Write a message. Admins in somebody else's session may write only while they hold it.
      *
      * @generated from field: chatbox.v1.ChatRequest.Send send = 3;
      */
@@ -147,7 +147,7 @@ export declare type ChatRequestJson = {
   open?: ChatRequest_OpenJson;
 
   /**
-   * Write a message.
+   * Write a message. Admins in somebody else's session may write only while they hold it.
    *
    * @generated from field: chatbox.v1.ChatRequest.Send send = 3;
    */
@@ -265,6 +265,13 @@ export declare type ChatRequest_Open = Message<"chatbox.v1.ChatRequest.Open"> & 
    * @generated from field: string model = 5;
    */
   model: string;
+
+  /**
+   * Only for admins who open somebody else's session, and then required: why, at most 500 bytes; kept in the audit trail.
+   *
+   * @generated from field: string reason = 6;
+   */
+  reason: string;
 };
 
 /**
@@ -309,6 +316,13 @@ export declare type ChatRequest_OpenJson = {
    * @generated from field: string model = 5;
    */
   model?: string;
+
+  /**
+   * Only for admins who open somebody else's session, and then required: why, at most 500 bytes; kept in the audit trail.
+   *
+   * @generated from field: string reason = 6;
+   */
+  reason?: string;
 };
 
 /**
@@ -828,6 +842,14 @@ export declare type ChatResponse = Message<"chatbox.v1.ChatResponse"> & {
      */
     value: ChatResponse_GoingAway;
     case: "goingAway";
+  } | {
+    /**
+     * Where the request for a person stands now. Sent whenever the place in the queue or the estimate has changed.
+     *
+     * @generated from field: chatbox.v1.Help help = 13;
+     */
+    value: Help;
+    case: "help";
   } | { case: undefined; value?: undefined };
 };
 
@@ -920,6 +942,13 @@ export declare type ChatResponseJson = {
    * @generated from field: chatbox.v1.ChatResponse.GoingAway going_away = 12;
    */
   goingAway?: ChatResponse_GoingAwayJson;
+
+  /**
+   * Where the request for a person stands now. Sent whenever the place in the queue or the estimate has changed.
+   *
+   * @generated from field: chatbox.v1.Help help = 13;
+   */
+  help?: HelpJson;
 };
 
 /**

@@ -1733,7 +1733,7 @@ export enum FinishReason {
   LENGTH = 2,
 
   /**
-   * Somebody stopped it, or the session ended.
+   * Somebody stopped it, or the session ended: the text is all that was streamed.
    *
    * @generated from enum value: FINISH_REASON_CANCELLED = 3;
    */
@@ -1747,7 +1747,8 @@ export enum FinishReason {
   SUPERSEDED = 4,
 
   /**
-   * The server that ran it died or was drained.
+   * The server that ran it died, was drained, or could not be reached when somebody stopped it: the text may be shorter than
+   * what was streamed.
    *
    * @generated from enum value: FINISH_REASON_INTERRUPTED = 5;
    */

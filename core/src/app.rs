@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    configured::{Listeners, budgets, grpc_limits, open_store, server_tls, session_limits, shares},
+    configured::{Listeners, budgets, grpc_limits, open_store, quota, server_tls, session_limits},
     peers::Peers,
     probe::{Probe, count_cores},
     watch::Watched,
@@ -27,19 +27,19 @@ use crate::{
     generate::Generator,
     grpc::{GrpcServer, Health, Services},
     keys,
-    limits::Shares,
+    limits::Quota,
     llm::{observed::Observer, registry::Models},
     metrics::Metrics,
     operators,
     seal::{self, KeyRing},
     session::{
-        Directory, Parts, Sessions,
+        Directory, Parts, Sessions, Shares,
         alerts::{Alerts, Starts},
         audit::AuditTrail,
         rotation::Rotation,
         verify::Verifier as PayloadVerifier,
     },
-    store::SessionStore,
+    store::{SessionStore, Stores},
 };
 
 pub use crate::session::{
@@ -61,7 +61,7 @@ pub struct App {
     server: GrpcServer,
     verifier: Arc<Verifier>,
     watched: Watched,
-    shares: Shares,
+    quota: Quota,
     metrics: Metrics,
     exporter: Option<Exporter>,
     streams: TaskTracker,
@@ -113,8 +113,8 @@ impl App {
         let (tracer, exporter) =
             Tracer::new(&config.telemetry, "chatbox-core").map_err(|error| anyhow::anyhow!(error))?;
         let stores = open_store(&config).await?;
-        let (store, decorate_bus) = decorate(stores.sessions.clone());
-        let outbox = stores.outbox.clone();
+        let Stores { sessions, shares, outbox, handoffs, audit, budgets: kept } = stores;
+        let (store, decorate_bus) = decorate(sessions);
         let secret = match seal::self_test(&ring, &*store).await {
             Ok(secret) => Arc::new(secret),
             Err(error) => {
@@ -134,12 +134,13 @@ impl App {
         let metrics = Metrics::with_models(models.clone(), &tracer);
         let models = models.observed(&(Arc::new(metrics.clone()) as Arc<dyn Observer>), &tracer);
         let (streams, leaving) = (TaskTracker::new(), CancellationToken::new());
-        let shares = shares(&config);
+        let quota = quota(&config);
         let directory = Directory::new(Parts {
-            budgets: budgets(&config, stores.budgets, &models, &metrics),
-            shares: shares.clone(),
+            budgets: budgets(&config, kept, &models, &metrics),
+            quota: quota.clone(),
             store: store.clone(),
-            handoffs: stores.handoffs,
+            handoffs,
+            shares: shares.clone(),
             bus: peers.bus.clone(),
             models: models.clone(),
             ring: ring.clone(),
@@ -149,11 +150,13 @@ impl App {
         });
         let call = config.store.call_timeout;
         let alerts = Alerts::new(outbox, Arc::new(directory.clone()), rules, call, metrics.clone());
+        let sessions = Sessions::new(directory.clone());
         let generator = Generator::new(models.clone());
         let watched = Watched { alerts, models: models.clone(), metrics: metrics.clone() };
         let services = Services {
-            sessions: Sessions::new(directory.clone()),
-            audit: AuditTrail::new(stores.audit, secret, call),
+            shares: Shares::new(sessions.clone(), shares),
+            sessions,
+            audit: AuditTrail::new(audit, secret, call),
             rotation: Rotation::new(store.clone(), ring.clone(), peers.register.clone(), call),
             models,
             generator: generator.clone(),
@@ -175,7 +178,7 @@ impl App {
             server,
             verifier,
             watched,
-            shares,
+            quota,
             metrics,
             exporter,
             streams,
@@ -218,7 +221,7 @@ impl App {
             server,
             verifier,
             watched,
-            shares,
+            quota,
             metrics,
             exporter,
             streams,
@@ -244,7 +247,7 @@ impl App {
             background.spawn(exporter.run(stop.clone().cancelled_owned()));
         }
         background.spawn(directory.clone().run(stop.clone()));
-        background.spawn(until(stop.clone(), count_cores(peers.register.clone(), shares)));
+        background.spawn(until(stop.clone(), count_cores(peers.register.clone(), quota)));
         background.spawn(until(stop.clone(), async move { verifier.keep_fresh().await }));
         let (starts, stored) = watch::start(watched, &store, &config, &leaving, &background);
         let probe = Probe {

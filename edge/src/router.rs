@@ -9,7 +9,7 @@ use axum::{
 
 use crate::{
     headers,
-    http::{admin, error, health, messages, models, observe, pages, sessions},
+    http::{admin, error, health, messages, models, observe, pages, sessions, shares},
     state::Edge,
     ws,
 };
@@ -23,6 +23,9 @@ pub(crate) fn public(edge: &Arc<Edge>) -> Router {
         .route("/sessions/{session_id}/end", post(sessions::end))
         .route("/sessions/{session_id}/reopen", post(sessions::reopen))
         .route("/sessions/{session_id}/messages", get(messages::list))
+        .route("/sessions/{session_id}/shares", get(shares::list).post(shares::create))
+        .route("/sessions/{session_id}/shares/{share_id}/revoke", post(shares::revoke))
+        .route("/shared/{share_id}", get(shares::shown))
         // People of the team.
         .route("/admin/sessions/{session_id}", get(admin::get))
         .route("/admin/sessions/{session_id}/takeover", post(admin::take_over))

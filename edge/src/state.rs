@@ -34,6 +34,8 @@ pub(crate) struct Edge {
     pub(crate) origins: AllowedOrigins,
     pub(crate) proxies: TrustedProxies,
     pub(crate) handshakes: Handshakes,
+    /// Looks at what was shared, per address.
+    pub(crate) shared: Handshakes,
     pub(crate) seats: Seats,
     /// One permit per socket.
     pub(crate) sockets: Arc<Semaphore>,
@@ -60,6 +62,7 @@ impl Edge {
             origins: AllowedOrigins::new(&config.origins, !config.profile.is_production()),
             proxies: TrustedProxies::parse(&config.trusted_proxies).unwrap_or_default(),
             handshakes: Handshakes::new(config.limits.handshakes_per_ip),
+            shared: Handshakes::new(config.limits.shared_per_ip),
             seats: Seats::new(config.limits.connections_per_user),
             sockets: Arc::new(Semaphore::new(config.limits.connections as usize)),
             reopens: Semaphore::new(config.core.reopens),

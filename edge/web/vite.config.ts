@@ -8,6 +8,7 @@ export default defineConfig({
     // The content security policy allows scripts, styles and images from files only, and no inline polyfill.
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
+    rollupOptions: { input: { index: 'index.html', share: 'share.html' } },
   },
   server: {
     proxy: {

@@ -81,6 +81,10 @@ id! {
     SessionId
 }
 id! {
+    /// Names a share link.
+    ShareId
+}
+id! {
     /// Names a message, a reply included.
     MessageId
 }

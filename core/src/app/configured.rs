@@ -9,12 +9,12 @@ use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
 use crate::{
     budget::{BudgetLimits, Budgets, Clock},
-    config::{Config, StoreTarget, TlsConfig},
+    config::{Config, Naming, StoreTarget, TlsConfig},
     grpc::{FrameLimits, GenerateLimits, GrpcLimits, PageSizes},
-    limits::{ShareLimits, Shares},
+    limits::{Quota, QuotaLimits},
     llm::registry::Models,
     metrics::Metrics,
-    session::{QueueLimits, SessionLimits},
+    session::{NamedBy, NamingLimits, QueueLimits, SessionLimits},
     store::{
         BudgetStore, Stores,
         mongo::{MongoOptions, MongoStore},
@@ -110,9 +110,9 @@ pub(super) fn server_tls(config: &Config) -> anyhow::Result<Option<ServerTlsConf
     Ok(Some(tls))
 }
 
-pub(super) fn shares(config: &Config) -> Shares {
+pub(super) fn quota(config: &Config) -> Quota {
     let limits = &config.limits;
-    Shares::new(ShareLimits { messages_per_minute: limits.messages_per_minute, replies: limits.replies })
+    Quota::new(QuotaLimits { messages_per_minute: limits.messages_per_minute, replies: limits.replies })
 }
 
 /// `None` when nothing is limited.
@@ -147,6 +147,16 @@ pub(super) fn session_limits(config: &Config) -> SessionLimits {
         checkpoint: session.checkpoint,
         store_call: config.store.call_timeout,
         reply_lapse: session.reply_lapse,
+        idle_end: (!session.idle_end.is_zero()).then_some(session.idle_end),
+        naming: NamingLimits {
+            by: match session.naming {
+                Naming::Model => NamedBy::Model,
+                Naming::Rule => NamedBy::Rule,
+                Naming::Off => NamedBy::Nobody,
+            },
+            timeout: session.naming_timeout,
+            at_once: session.naming_at_once,
+        },
         hold_lapse: session.hold_lapse,
         offline_notice: session.offline_notice.clone(),
         away_jitter: config.drain.jitter,

@@ -8,7 +8,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     bus::Bus,
     grpc::Health,
-    limits::Shares,
+    limits::Quota,
     metrics::Metrics,
     operators,
     session::{Directory, register::Register},
@@ -22,14 +22,14 @@ const COUNT_EVERY: Duration = Duration::from_secs(2);
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// Tells the limits how many cores there are, as often as a core can come or go.
-pub(super) async fn count_cores(register: Register, shares: Shares) {
+pub(super) async fn count_cores(register: Register, quota: Quota) {
     let mut ticks = tokio::time::interval(COUNT_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         // While it cannot be told, the last count stands.
         if let Ok(live) = register.live().await {
-            shares.set_cores(live.len());
+            quota.set_cores(live.len());
         }
     }
 }

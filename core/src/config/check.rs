@@ -139,7 +139,7 @@ impl Config {
 
     fn check_session(&self, mistakes: &mut Vec<String>) {
         let session = &self.session;
-        within("session.active_per_user", session.active_per_user, 1, 100, mistakes);
+        within("session.active_per_user", session.active_per_user, 0, 100, mistakes);
         within("session.queue_events", session.queue_events, 16, 65_536, mistakes);
         within("session.queue_bytes", session.queue_bytes, ByteSize::kib(64), ByteSize::mib(64), mistakes);
         within("session.replay_entries", session.replay_entries, 1, 100_000, mistakes);
@@ -147,6 +147,10 @@ impl Config {
         within("session.max_page_size", session.max_page_size, session.page_size.min(1_000), 1_000, mistakes);
         within("session.unanswered", session.unanswered, 1, 100, mistakes);
         within("session.append_rounds", session.append_rounds, 1, 100, mistakes);
+        within("session.naming_at_once", session.naming_at_once, 1, 1_000, mistakes);
+        if !session.idle_end.is_zero() {
+            times(&[("session.idle_end", session.idle_end, ms(1_000), 365 * 24 * HOUR)], mistakes);
+        }
         within("session.message_bytes", session.message_bytes, ByteSize::kib(1), ByteSize::kib(256), mistakes);
         if session.message_bytes.as_u64().saturating_add(FRAME_OVERHEAD) > self.limits.frame_bytes.as_u64() {
             mistakes.push(
@@ -161,6 +165,7 @@ impl Config {
                 ("session.heartbeat", session.heartbeat, ms(100), 5 * MINUTE),
                 ("session.checkpoint", session.checkpoint, ms(50), ms(10_000)),
                 ("session.reply_lapse", session.reply_lapse, ms(2_000), 5 * MINUTE),
+                ("session.naming_timeout", session.naming_timeout, ms(1_000), 5 * MINUTE),
                 ("session.hold_lapse", session.hold_lapse, ms(5_000), HOUR),
                 ("session.expiry_warning", session.expiry_warning, Duration::ZERO, HOUR),
             ],

@@ -29,7 +29,7 @@ pub use bus::BusConfig;
 pub use generation::{KeyPlace, OutputLimit, ProviderConfig, ProviderKind};
 pub use model::{ModelConfig, OnLoss};
 pub use server::{AdminConfig, DrainConfig, GenerateConfig, LimitsConfig, LogConfig, LogFormat, TlsConfig};
-pub use session::SessionConfig;
+pub use session::{Naming, SessionConfig};
 pub use storage::{KeyConfig, KeysConfig, StoreConfig, StoreTarget, StoreUrl};
 
 /// The role in the names of variables: `CHATBOX_CORE_…`.

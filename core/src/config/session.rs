@@ -12,7 +12,7 @@ const OFFLINE_NOTICE: &str =
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SessionConfig {
-    /// Active sessions of one user: 1 to 100. Default 1.
+    /// Active sessions of one user: 1 to 100, or 0 for as many as they like. Default 1.
     pub active_per_user: u32,
     /// Length of a message in UTF-8: 1 KiB to 256 KiB, and less than `limits.frame_bytes`. Default 32 KiB.
     pub message_bytes: ByteSize,
@@ -39,6 +39,17 @@ pub struct SessionConfig {
     /// A reply that its core has not renewed for so long is dead, and another core finishes it: 2 s to 5 min. Default 10 s.
     #[serde(with = "settings::duration")]
     pub reply_lapse: Duration,
+    /// A session in which nothing has happened for so long ends: 1 s to 8,760 h, or 0 s for never. Default 24 h.
+    #[serde(with = "settings::duration")]
+    pub idle_end: Duration,
+    /// Who gives a session its name after the first exchange: `model`, its own, with one more short request; `rule`, from the
+    /// first words, without one; `off`. Default `model`.
+    pub naming: Naming,
+    /// For one such request: 1 s to 5 min. Default 15 s. After it the rule gives the name.
+    #[serde(with = "settings::duration")]
+    pub naming_timeout: Duration,
+    /// Names that are made at the same time: 1 to 1,000. Sessions beyond that stay without one. Default 16.
+    pub naming_at_once: usize,
     /// A session that an admin holds goes back to the queue when the admin was gone for so long: 5 s to 1 h. Default 2 min.
     #[serde(with = "settings::duration")]
     pub hold_lapse: Duration,
@@ -48,6 +59,18 @@ pub struct SessionConfig {
     /// How long before its expiry a token is announced to expire: 0 s to 1 h. Default 60 s.
     #[serde(with = "settings::duration")]
     pub expiry_warning: Duration,
+}
+
+/// Who gives a session its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Naming {
+    /// Its model.
+    Model,
+    /// The first words of its first message.
+    Rule,
+    /// Nobody.
+    Off,
 }
 
 impl Default for SessionConfig {
@@ -65,6 +88,10 @@ impl Default for SessionConfig {
             heartbeat: Duration::from_secs(15),
             checkpoint: Duration::from_millis(500),
             reply_lapse: Duration::from_secs(10),
+            idle_end: Duration::from_secs(24 * 3_600),
+            naming: Naming::Model,
+            naming_timeout: Duration::from_secs(15),
+            naming_at_once: 16,
             hold_lapse: Duration::from_secs(120),
             offline_notice: OFFLINE_NOTICE.to_owned(),
             expiry_warning: Duration::from_secs(60),

@@ -29,8 +29,17 @@ pub enum Rejection {
     /// The reply is not the one that runs.
     #[error("the reply does not run")]
     NotRunning,
-    /// Another admin holds the session.
-    #[error("another admin holds the session")]
+    /// A reply runs, or is about to.
+    #[error("a reply runs")]
+    ReplyRuns,
+    /// The reply is not the last message.
+    #[error("the reply is not the last message")]
+    NotLastReply,
+    /// Whoever asks may not choose the model of the session.
+    #[error("the model of the session is not for the caller")]
+    ModelNotAllowed,
+    /// A person holds the session, and it is not the one who asks.
+    #[error("a person holds the session")]
     Held,
     /// Nobody holds the session.
     #[error("nobody holds the session")]
@@ -193,7 +202,7 @@ pub fn erase(
 }
 
 /// Whether anything may follow.
-fn open_ended(state: &SessionState) -> Result<(), Rejection> {
+pub(super) fn open_ended(state: &SessionState) -> Result<(), Rejection> {
     if state.erased {
         Err(Rejection::Erased)
     } else if state.ended.is_some() {

@@ -80,6 +80,11 @@ pub enum EntryKind {
         /// Why.
         reason: EndReason,
     },
+    /// An ended session takes messages again.
+    Reopened {
+        /// Who asked for it.
+        by: Sender,
+    },
     /// The session's content was destroyed.
     Erased {
         /// Who asked for it.

@@ -4,5 +4,6 @@
 pub mod decide;
 pub mod entry;
 pub mod handoff;
+pub mod life;
 pub mod session;
 pub mod time;

@@ -50,7 +50,7 @@ pub struct SessionState {
     /// The reply that runs.
     #[serde(default)]
     pub running: Option<RunningReply>,
-    /// The last reply that started.
+    /// The last reply that started, as long as nobody has written a message that no reply follows.
     #[serde(default)]
     pub last_reply: Option<MessageId>,
     /// Whose budgets the last reply that started counts against.
@@ -68,6 +68,9 @@ pub struct SessionState {
     /// Messages a person can read, replies included.
     #[serde(default)]
     pub message_count: u32,
+    /// Replies that the model finished, with text.
+    #[serde(default)]
+    pub exchanges: u32,
     /// Tokens over all finished replies.
     #[serde(default)]
     pub usage: Usage,
@@ -95,11 +98,14 @@ pub struct RunningReply {
     pub started_seq: Seq,
     /// The model that answers.
     pub model: String,
-    /// The messages it answers.
+    /// The messages it answers; none when it replaces another.
     pub answers: Vec<MessageId>,
     /// The budgets that it counts against.
     #[serde(default)]
     pub charge: Option<Charge>,
+    /// The reply it replaces.
+    #[serde(default)]
+    pub supersedes: Option<MessageId>,
 }
 
 /// What a provider keeps of a conversation, so that it need not be told again.
@@ -140,6 +146,7 @@ impl SessionState {
             ended: None,
             erased: false,
             message_count: 0,
+            exchanges: 0,
             usage: Usage::default(),
             last_activity: created_at,
         }
@@ -217,6 +224,7 @@ impl SessionState {
                 self.responder = Responder::Assistant;
                 self.help_requested_at = None;
             }
+            EntryKind::Reopened { .. } => self.ended = None,
         }
         Ok(())
     }
@@ -225,6 +233,8 @@ impl SessionState {
         self.message_count += 1;
         if message.sender.role == SenderRole::User && self.responder == Responder::Assistant {
             self.unanswered.push(message.id);
+        } else if message.sender.role != SenderRole::System {
+            self.last_reply = None;
         }
     }
 
@@ -245,6 +255,7 @@ impl SessionState {
             model: reply.model.clone(),
             answers: reply.answers.clone(),
             charge: reply.charge.clone(),
+            supersedes: reply.supersedes,
         });
     }
 
@@ -254,6 +265,8 @@ impl SessionState {
         let whole = matches!(reply.finish, FinishReason::Stop | FinishReason::Length);
         let kept = |id: &String| KeptConversation { model: reply.model.clone(), id: id.clone() };
         self.conversation = reply.conversation.as_ref().filter(|_| whole).map(kept);
+        let completed = matches!(reply.finish, FinishReason::Stop | FinishReason::Length) && !reply.text.is_empty();
+        self.exchanges = self.exchanges.saturating_add(completed.into());
         self.running.take_if(|running| running.id == reply.id);
     }
 }

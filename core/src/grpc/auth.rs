@@ -72,6 +72,20 @@ pub(super) fn may_choose(identity: &Identity, models: &Models, id: &str) -> Resu
     }
 }
 
+/// That there is such a model, and that the caller may choose it.
+pub(super) fn must_choose(identity: &Identity, models: &Models, field: &'static str, id: &str) -> Result<(), Failure> {
+    match models.get(id) {
+        Some(model) if model.info.is_for(identity.roles) => Ok(()),
+        Some(_) | None => Err(Failure::invalid(field, UNKNOWN_MODEL)),
+    }
+}
+
+/// Whether the bearer token of a call is this secret.
+pub(super) fn bears(metadata: &MetadataMap, secret: &str) -> bool {
+    let header = metadata.get("authorization").and_then(|value| value.to_str().ok());
+    header.and_then(|header| from_authorization(header).ok()).is_some_and(|token| token == secret)
+}
+
 /// A service with a scope.
 pub(super) fn service(identity: &Identity, scope: &'static str) -> Result<(), Failure> {
     if identity.is_service_with(scope) { Ok(()) } else { Err(denied("this needs the role service and its scope")) }

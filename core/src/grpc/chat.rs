@@ -27,7 +27,7 @@ use super::{
 use crate::{
     domain::{entry::Sender, time::Timestamp},
     llm::registry::Models,
-    session::{Attach, Closed, OpenSession, Queue, Sessions, event},
+    session::{Attach, Closed, Frame, OpenSession, Queue, Sessions, event},
 };
 
 /// To find or make the session and join its room.
@@ -181,6 +181,11 @@ impl Connection {
             ClientFrame::Room(frame) => {
                 let open = self.open.as_ref().ok_or_else(convert::not_open)?;
                 open.room.frame(open.subscriber, request_id, frame).await?;
+            }
+            ClientFrame::SelectModel(model) => {
+                let open = self.open.as_ref().ok_or_else(convert::not_open)?;
+                auth::must_choose(&self.identity, &self.models, "select_model.model", &model)?;
+                open.room.frame(open.subscriber, request_id, Frame::SelectModel(model)).await?;
             }
             ClientFrame::RefreshToken(token) => Box::pin(self.refresh(request_id, &token)).await?,
             ClientFrame::Detach => {

@@ -9,7 +9,7 @@ use chatbox_proto::{
 
 use crate::{
     domain::entry::{Message, Sender},
-    session::Frame,
+    session::{Frame, MAX_NAME},
 };
 
 /// Characters of the reason that a visitor gives for wanting a person.
@@ -20,6 +20,8 @@ const MAX_HELP_REASON: usize = 1_000;
 pub(super) enum ClientFrame {
     Open(Open),
     Room(Frame),
+    /// Whether there is such a model for the caller is not known here.
+    SelectModel(String),
     RefreshToken(String),
     Detach,
 }
@@ -53,12 +55,18 @@ pub(super) fn frame(request: ChatRequest, sender: Option<&Sender>, max_text: usi
         Wire::EndSession(_) => ClientFrame::Room(Frame::EndSession),
         Wire::RefreshToken(frame) => ClientFrame::RefreshToken(frame.token),
         Wire::Detach(_) => ClientFrame::Detach,
+        Wire::Regenerate(frame) => {
+            ClientFrame::Room(Frame::Regenerate(message_id("regenerate.message_id", &frame.message_id)?))
+        }
+        Wire::SelectModel(frame) => {
+            bounded("select_model.model", &frame.model, 128)?;
+            ClientFrame::SelectModel(frame.model)
+        }
         Wire::RequestHelp(mut frame) => {
             frame.reason.retain(|c| c != '\0');
             bounded("request_help.reason", &frame.reason, MAX_HELP_REASON)?;
             ClientFrame::Room(Frame::RequestHelp(frame.reason))
         }
-        Wire::Regenerate(_) | Wire::SelectModel(_) => return Err(Failure::unimplemented()),
     })
 }
 
@@ -116,6 +124,15 @@ pub(super) fn session_id(field: &'static str, text: &str) -> Result<SessionId, F
 
 fn message_id(field: &'static str, text: &str) -> Result<MessageId, Failure> {
     text.parse().map_err(|error: chatbox_proto::ids::InvalidId| Failure::invalid(field, error.to_string()))
+}
+
+/// The name of a session: on one line, without space around it.
+pub(super) fn name(field: &'static str, text: String) -> Result<String, Failure> {
+    let name = text.trim();
+    if name.is_empty() || name.chars().count() > MAX_NAME || name.chars().any(char::is_control) {
+        return Err(Failure::invalid(field, format!("1 to {MAX_NAME} characters without control characters")));
+    }
+    Ok(name.to_owned())
 }
 
 /// At most 64 printable ASCII characters; may be empty.
@@ -184,6 +201,14 @@ mod tests {
             panic!("not a send");
         };
         assert_eq!(message.text, "<b> & \"q\" 'x'  ünï\r\n");
+    }
+
+    #[test]
+    fn names_are_one_line_of_so_many_characters() {
+        for bad in ["", "  ", "a\nb", "a\0", &"ü".repeat(MAX_NAME + 1)] {
+            assert_eq!(name("name", bad.to_owned()).unwrap_err().violations[0].0, "name", "{bad:?}");
+        }
+        assert_eq!(name("name", format!(" {} ", "ü".repeat(MAX_NAME))).unwrap(), "ü".repeat(MAX_NAME));
     }
 
     #[test]

@@ -23,7 +23,7 @@ use super::{
     generate::{self, Call, Generate},
     limits::{Held, PlacesByUser},
     page::{self, PageSizes},
-    trace,
+    shares, trace,
 };
 use crate::{
     domain::{
@@ -33,7 +33,7 @@ use crate::{
     llm::registry::Models,
     metrics::Metrics,
     seal::TokenSealer,
-    session::{Queue, QueueLimits, QueueStream, Sessions},
+    session::{MAX_NAME, Queue, QueueLimits, QueueStream, Sessions, Shares},
 };
 
 /// Limits of one `Chat` stream; see the configuration for units and ranges.
@@ -55,6 +55,7 @@ pub struct FrameLimits {
 #[derive(Debug, Clone)]
 pub(super) struct CoreService {
     pub(super) sessions: Sessions,
+    pub(super) shares: Shares,
     pub(super) models: Models,
     pub(super) authenticator: Authenticator,
     pub(super) sealer: Arc<TokenSealer>,
@@ -187,18 +188,19 @@ impl ChatCore for CoreService {
         let caller = self.caller(request.metadata()).await?;
         let request = request.into_inner();
         let size = self.pages.size(request.page_size)?;
-        if !request.name_contains.is_empty() {
-            return Err(Failure::invalid("name_contains", "searching by name is not available yet").into());
-        }
+        convert::bounded("name_contains", &request.name_contains, MAX_NAME)?;
         let ended = match v1::SessionStatus::try_from(request.status) {
             Ok(v1::SessionStatus::Unspecified) => None,
             Ok(v1::SessionStatus::Active) => Some(false),
             Ok(v1::SessionStatus::Ended) => Some(true),
             Err(_) => return Err(Failure::invalid("status", "must be a known status").into()),
         };
-        let scope = page::scope("sessions", &caller.user_id, &[&request.status.to_string()]);
+        let scope = page::scope("sessions", &caller.user_id, &[&request.status.to_string(), &request.name_contains]);
         let after = page::open::<24>(&self.sealer, &scope, &request.page_token)?.map(session_position);
-        let page = self.sessions.list(&caller.user_id, ended, after, size).await?;
+        let page = match request.name_contains.as_str() {
+            "" => self.sessions.list(&caller.user_id, ended, after, size).await?,
+            name => self.sessions.search(&caller.user_id, name, ended, after, size).await?,
+        };
         let next = page.next.map(|(time, id)| {
             let position = [time.millis().to_be_bytes().as_slice(), id.as_bytes()].concat();
             self.sealer.seal(&scope, &position)
@@ -245,11 +247,20 @@ impl ChatCore for CoreService {
     }
 
     async fn update_session(&self, request: Request<v1::UpdateSessionRequest>) -> Answer<v1::UpdateSessionResponse> {
-        self.not_yet(request.metadata()).await
+        let caller = self.caller(request.metadata()).await?;
+        let v1::UpdateSessionRequest { session_id, name } = request.into_inner();
+        let id = convert::session_id("session_id", &session_id)?;
+        // Ahead of the name, so that foreign sessions and unknown ones are told from nothing.
+        self.sessions.owned(&caller.user_id, id).await?;
+        let session = self.sessions.rename(&caller.user_id, id, convert::name("name", name)?).await?;
+        Ok(Response::new(v1::UpdateSessionResponse { session: Some(session) }))
     }
 
     async fn reopen_session(&self, request: Request<v1::ReopenSessionRequest>) -> Answer<v1::ReopenSessionResponse> {
-        self.not_yet(request.metadata()).await
+        let caller = self.caller(request.metadata()).await?;
+        let id = convert::session_id("session_id", &request.into_inner().session_id)?;
+        let session = self.sessions.reopen(&caller, id).await?;
+        Ok(Response::new(v1::ReopenSessionResponse { session: Some(session) }))
     }
 
     async fn delete_session(&self, request: Request<v1::DeleteSessionRequest>) -> Answer<v1::DeleteSessionResponse> {
@@ -260,22 +271,28 @@ impl ChatCore for CoreService {
     }
 
     async fn create_share(&self, request: Request<v1::CreateShareRequest>) -> Answer<v1::CreateShareResponse> {
-        self.not_yet(request.metadata()).await
+        let caller = self.caller(request.metadata()).await?;
+        Ok(Response::new(shares::create(self, &caller, request.into_inner()).await?))
     }
 
     async fn list_shares(&self, request: Request<v1::ListSharesRequest>) -> Answer<v1::ListSharesResponse> {
-        self.not_yet(request.metadata()).await
+        let caller = self.caller(request.metadata()).await?;
+        Ok(Response::new(shares::list(self, &caller, request.into_inner()).await?))
     }
 
     async fn revoke_share(&self, request: Request<v1::RevokeShareRequest>) -> Answer<v1::RevokeShareResponse> {
-        self.not_yet(request.metadata()).await
+        let caller = self.caller(request.metadata()).await?;
+        Ok(Response::new(shares::revoke(self, &caller, request.into_inner()).await?))
     }
 
     async fn get_shared_session(
         &self,
         request: Request<v1::GetSharedSessionRequest>,
     ) -> Answer<v1::GetSharedSessionResponse> {
-        self.not_yet(request.metadata()).await
+        // Whoever has nothing but the link has its secret for a token.
+        let bears_secret = auth::bears(request.metadata(), &request.get_ref().secret);
+        let _held = if bears_secret { None } else { Some(self.identity(request.metadata()).await?) };
+        Ok(Response::new(shares::shown(self, request.into_inner()).await?))
     }
 
     async fn upload_file(&self, request: Request<Streaming<v1::UploadFileRequest>>) -> Answer<v1::UploadFileResponse> {

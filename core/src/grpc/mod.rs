@@ -12,6 +12,7 @@ mod generate;
 mod limits;
 mod page;
 mod server;
+mod shares;
 mod trace;
 
 use chatbox_proto::{status::Failure, v1::ChatRequest};

@@ -28,7 +28,7 @@ use crate::{
     llm::registry::Models,
     metrics::Metrics,
     seal::KeyRing,
-    session::{QueueLimits, Sessions, audit::AuditTrail, rotation::Rotation},
+    session::{QueueLimits, Sessions, Shares, audit::AuditTrail, rotation::Rotation},
 };
 
 /// Many small unread DATA frames end a whole channel with `ENHANCE_YOUR_CALM`; the budget grows with this window, so it is
@@ -102,6 +102,8 @@ impl GrpcLimits {
 pub struct Services {
     /// Sessions.
     pub sessions: Sessions,
+    /// Share links.
+    pub shares: Shares,
     /// The audit trail.
     pub audit: AuditTrail,
     /// Rotations of the key ring.
@@ -131,6 +133,7 @@ impl Services {
     fn into_services(self) -> (CoreService, AdminService) {
         let Self {
             sessions,
+            shares,
             audit,
             rotation,
             models,
@@ -159,6 +162,7 @@ impl Services {
         };
         let core = CoreService {
             sessions,
+            shares,
             models,
             authenticator,
             gate,

@@ -20,7 +20,7 @@ const REPLY_RETRY: Duration = Duration::from_secs(1);
 
 /// What all cores together allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ShareLimits {
+pub struct QuotaLimits {
     /// Messages, and calls that write, of one user in a minute; 0: no limit.
     pub messages_per_minute: u32,
     /// Replies that are generated at a time.
@@ -29,16 +29,16 @@ pub struct ShareLimits {
 
 /// This core's share. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Shares {
-    limits: ShareLimits,
+pub struct Quota {
+    limits: QuotaLimits,
     cores: Arc<AtomicU32>,
     rate: Arc<Rate>,
 }
 
-impl Shares {
+impl Quota {
     /// The share of a core that is alone.
     #[must_use]
-    pub fn new(limits: ShareLimits) -> Self {
+    pub fn new(limits: QuotaLimits) -> Self {
         Self { limits, cores: Arc::new(AtomicU32::new(1)), rate: Arc::default() }
     }
 
@@ -84,44 +84,44 @@ impl Shares {
 mod tests {
     use super::*;
 
-    fn shares(messages_per_minute: u32, replies: u32) -> Shares {
-        Shares::new(ShareLimits { messages_per_minute, replies })
+    fn quota(messages_per_minute: u32, replies: u32) -> Quota {
+        Quota::new(QuotaLimits { messages_per_minute, replies })
     }
 
-    fn taken(shares: &Shares, user: &str) -> usize {
-        (0..1_000).take_while(|_| shares.write(user).is_ok()).count()
+    fn taken(quota: &Quota, user: &str) -> usize {
+        (0..1_000).take_while(|_| quota.write(user).is_ok()).count()
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_core_allows_its_part_and_each_user_has_one_of_their_own() {
-        let shares = shares(60, 1);
-        assert_eq!((taken(&shares, "alice"), taken(&shares, "bob")), (60, 60));
-        let failure = shares.write("alice").unwrap_err();
+        let quota = quota(60, 1);
+        assert_eq!((taken(&quota, "alice"), taken(&quota, "bob")), (60, 60));
+        let failure = quota.write("alice").unwrap_err();
         assert_eq!((failure.code, &*failure.reason), (ErrorCode::ResourceExhausted, "TOO_MANY_MESSAGES"));
         assert_eq!(failure.retry_after, Some(Duration::from_secs(1)));
         tokio::time::advance(Duration::from_secs(60)).await;
-        shares.set_cores(3);
-        assert_eq!(taken(&shares, "alice"), 20);
-        assert_eq!(shares.write("alice").unwrap_err().retry_after, Some(Duration::from_secs(3)));
-        shares.set_cores(0);
-        assert_eq!(shares.cores(), 1, "this core is there");
+        quota.set_cores(3);
+        assert_eq!(taken(&quota, "alice"), 20);
+        assert_eq!(quota.write("alice").unwrap_err().retry_after, Some(Duration::from_secs(3)));
+        quota.set_cores(0);
+        assert_eq!(quota.cores(), 1, "this core is there");
     }
 
     #[test]
     fn without_a_limit_nothing_is_remembered() {
-        let shares = shares(0, 1);
-        assert_eq!(taken(&shares, "alice"), 1_000);
-        assert_eq!(shares.rate.len(), 0);
+        let quota = quota(0, 1);
+        assert_eq!(taken(&quota, "alice"), 1_000);
+        assert_eq!(quota.rate.len(), 0);
     }
 
     #[test]
     fn replies_are_shared_too_and_every_core_may_have_one() {
-        let shares = shares(0, 10);
-        assert!(shares.reply(9).is_ok());
-        assert_eq!(shares.reply(10).unwrap_err().reason, "TOO_MANY_REPLIES");
-        shares.set_cores(3);
-        assert!(shares.reply(2).is_ok() && shares.reply(3).is_err());
-        shares.set_cores(50);
-        assert!(shares.reply(0).is_ok() && shares.reply(1).is_err());
+        let quota = quota(0, 10);
+        assert!(quota.reply(9).is_ok());
+        assert_eq!(quota.reply(10).unwrap_err().reason, "TOO_MANY_REPLIES");
+        quota.set_cores(3);
+        assert!(quota.reply(2).is_ok() && quota.reply(3).is_err());
+        quota.set_cores(50);
+        assert!(quota.reply(0).is_ok() && quota.reply(1).is_err());
     }
 }

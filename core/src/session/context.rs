@@ -1,5 +1,9 @@
 //! What a model gets to see: the newest turns that fit into its budget, oldest dropped whole.
 
+use std::collections::HashSet;
+
+use chatbox_proto::ids::MessageId;
+
 use crate::{
     domain::entry::SenderRole,
     llm::{PromptMessage, PromptRole, tokens::estimate_message_tokens},
@@ -12,17 +16,32 @@ pub(super) struct ContextBuilder {
     budget: u64,
     used: u64,
     newest_first: Vec<PromptMessage>,
+    /// Replies that others have replaced.
+    replaced: HashSet<MessageId>,
 }
 
 impl ContextBuilder {
     /// With room for `budget` tokens, as estimated.
     pub(super) fn new(budget: u64) -> Self {
-        Self { budget, used: 0, newest_first: Vec::new() }
+        Self { budget, used: 0, newest_first: Vec::new(), replaced: HashSet::new() }
+    }
+
+    /// This reply is not part of the conversation any more.
+    pub(super) fn without(mut self, replaced: Option<MessageId>) -> Self {
+        self.replaced.extend(replaced);
+        self
     }
 
     /// Takes the next older message; `false` when it does not fit, and nothing older is wanted. The newest one is always
     /// taken: a prompt without the question is of no use, and the provider says it best if it is too long.
     pub(super) fn offer(&mut self, message: HistoryMessage) -> bool {
+        if let Content::Reply(started, _) = &message.content {
+            // Whatever replaced it is newer, and was offered before it.
+            self.replaced.extend(started.supersedes);
+            if self.replaced.contains(&started.id) {
+                return true;
+            }
+        }
         let Some(turn) = turn(message) else { return true };
         let cost = estimate_message_tokens(&turn.text);
         if !self.newest_first.is_empty() && self.used + cost > self.budget {
@@ -59,8 +78,6 @@ fn turn(message: HistoryMessage) -> Option<PromptMessage> {
 
 #[cfg(test)]
 mod tests {
-    use chatbox_proto::ids::MessageId;
-
     use super::*;
     use crate::domain::{
         entry::{FinishReason, Message, ReplyFinished, ReplyStarted, Sender, Usage},
@@ -122,6 +139,23 @@ mod tests {
         for item in [reply(None), reply(Some("")), message(SenderRole::System, "nobody is online")] {
             assert!(context.offer(item));
         }
+        assert!(texts(context, None).is_empty());
+    }
+
+    #[test]
+    fn replies_that_were_replaced_are_left_out_and_what_replaced_them_is_not() {
+        let (first, mut second) = (reply(Some("first try")), reply(Some("second try")));
+        if let (Content::Reply(old, _), Content::Reply(new, _)) = (&first.content, &mut second.content) {
+            new.supersedes = Some(old.id);
+        }
+        let Content::Reply(third, _) = &second.content else { unreachable!("a reply") };
+        let third = third.id;
+        let mut context = ContextBuilder::new(1000);
+        assert!(context.offer(second.clone()) && context.offer(first.clone()));
+        assert_eq!(texts(context, None), ["second try"]);
+        // While a third one is generated in the place of the second.
+        let mut context = ContextBuilder::new(1000).without(Some(third));
+        assert!(context.offer(second) && context.offer(first));
         assert!(texts(context, None).is_empty());
     }
 

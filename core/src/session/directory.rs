@@ -9,7 +9,7 @@ use std::{
 
 use chatbox_proto::{ids::SessionId, status::Failure};
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, watch},
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -18,8 +18,10 @@ use super::{
     budgets::sweep_budgets,
     error::{SessionError, shutting_down},
     holds::HoldWatch,
+    idle,
     link::{Link, is_cut_off},
     log::SessionLog,
+    naming::NamingLimits,
     queue::HelpQueue,
     room::{Opening, Room, RoomHandle},
     sweep::Sweep,
@@ -27,11 +29,11 @@ use super::{
 use crate::{
     budget::Budgets,
     bus::Bus,
-    limits::Shares,
+    limits::Quota,
     llm::registry::Models,
     metrics::Metrics,
     seal::{InstallationSecret, KeyRing},
-    store::{BootId, HandoffStore, Header, SessionStore, StoreErrorKind},
+    store::{BootId, HandoffStore, Header, SessionStore, ShareStore, SlotRule, StoreErrorKind},
 };
 
 /// How often the heads of live sessions are compared with the store, in one read.
@@ -49,7 +51,7 @@ const BATCH: usize = 500;
 /// Limits and times of live sessions; see the configuration for units and ranges.
 #[derive(Debug, Clone)]
 pub struct SessionLimits {
-    /// Active sessions per user, at least 1.
+    /// Active sessions per user; 0: as many as they like.
     pub max_active: u32,
     /// Entries that `open` replays at most.
     pub replay: u64,
@@ -65,12 +67,23 @@ pub struct SessionLimits {
     pub store_call: Duration,
     /// A reply whose lease was not renewed for so long is dead; its core stops it by then.
     pub reply_lapse: Duration,
+    /// A session in which nothing has happened for so long ends. `None`: never.
+    pub idle_end: Option<Duration>,
+    /// How sessions get their names.
+    pub naming: NamingLimits,
     /// A hold whose admin was gone for so long goes back to the queue.
     pub hold_lapse: Duration,
     /// What the product says to who asks for a person when nobody of the team is there; empty: nothing.
     pub offline_notice: String,
     /// Clients of a core that leaves come back spread over this time.
     pub away_jitter: Duration,
+}
+
+impl SessionLimits {
+    /// Which slot a session may take that is made by its own call, or brought back.
+    pub(super) fn slot_rule(&self) -> SlotRule {
+        if self.max_active == 0 { SlotRule::Unlimited } else { SlotRule::AnyOf(self.max_active) }
+    }
 }
 
 /// How far the drain has come.
@@ -89,11 +102,12 @@ pub enum Phase {
 pub(super) struct Shared {
     pub(super) store: Arc<dyn SessionStore>,
     pub(super) handoffs: Arc<dyn HandoffStore>,
+    pub(super) shares: Arc<dyn ShareStore>,
     pub(super) queue: HelpQueue,
     pub(super) bus: Arc<dyn Bus>,
     pub(super) models: Models,
     pub(super) budgets: Option<Budgets>,
-    pub(super) shares: Shares,
+    pub(super) quota: Quota,
     pub(super) ring: Arc<KeyRing>,
     pub(super) secret: Arc<InstallationSecret>,
     pub(super) limits: SessionLimits,
@@ -102,6 +116,8 @@ pub(super) struct Shared {
     /// Rooms and replies; both are waited for at shutdown.
     pub(super) tasks: TaskTracker,
     pub(super) phase: watch::Receiver<Phase>,
+    /// Permits for names that are being made.
+    pub(super) naming: Arc<Semaphore>,
     rooms: Mutex<HashMap<SessionId, RoomHandle>>,
     compare_now: Notify,
 }
@@ -164,6 +180,8 @@ pub struct Parts {
     pub store: Arc<dyn SessionStore>,
     /// Where it is kept which of them wait for a person or are held by one.
     pub handoffs: Arc<dyn HandoffStore>,
+    /// Share links.
+    pub shares: Arc<dyn ShareStore>,
     /// The way to the other cores that share the store.
     pub bus: Arc<dyn Bus>,
     /// Who can answer.
@@ -171,7 +189,7 @@ pub struct Parts {
     /// What may be used in a day; `None`: nothing is limited.
     pub budgets: Option<Budgets>,
     /// What this core may take on of what all may.
-    pub shares: Shares,
+    pub quota: Quota,
     /// The key ring, after its self-test.
     pub ring: Arc<KeyRing>,
     /// The installation's secret, from the self-test.
@@ -187,14 +205,16 @@ impl Directory {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         let (phase, watched) = watch::channel(Phase::Serving);
+        let naming = Arc::new(Semaphore::new(parts.limits.naming.at_once));
         let shared = Shared {
             store: parts.store,
             queue: HelpQueue::new(parts.handoffs.clone(), parts.bus.clone()),
             handoffs: parts.handoffs,
+            shares: parts.shares,
             bus: parts.bus,
             models: parts.models,
             budgets: parts.budgets,
-            shares: parts.shares,
+            quota: parts.quota,
             ring: parts.ring,
             secret: parts.secret,
             limits: parts.limits,
@@ -202,6 +222,7 @@ impl Directory {
             boot_id: rand::random(),
             tasks: TaskTracker::new(),
             phase: watched,
+            naming,
             rooms: Mutex::default(),
             compare_now: Notify::new(),
         };
@@ -319,7 +340,8 @@ impl Directory {
             () = token.cancelled() => {}
             _ = async {
                 let holds = HoldWatch::new(self.clone()).run();
-                tokio::join!(recover, self.compare_heads(), self.shared.queue.run(&self), holds, sweep_budgets(self.clone()))
+                let (idle, budgets) = (idle::run(&self), sweep_budgets(self.clone()));
+                tokio::join!(recover, self.compare_heads(), self.shared.queue.run(&self), holds, idle, budgets)
             } => {}
         }
     }

@@ -13,10 +13,17 @@ use tokio::sync::oneshot;
 use super::{
     directory::{Directory, Phase},
     error::{SessionError, shutting_down},
+    listing::place,
     room::Command,
-    sessions::TRIES,
+    sessions::{Sessions, TRIES},
 };
-use crate::domain::entry::{Sender, Seq};
+use crate::{
+    domain::entry::{Sender, Seq},
+    store::StoreError,
+};
+
+/// Sessions per read while all of a user's are erased.
+const ERASE_PAGE: u32 = 100;
 
 /// Between two tries to destroy a key: doubled each time, up to the longest, until this core leaves.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -86,9 +93,47 @@ impl Directory {
 
     /// Destroys what a session with this fence can be read with.
     pub(super) async fn destroy(&self, id: SessionId, fence: Seq) -> Result<(), SessionError> {
-        let call = self.shared.store.erase_session(id, fence);
-        tokio::time::timeout(self.shared.limits.store_call, call).await.map_err(|_| SessionError::StoreTimeout)??;
+        // Ahead of the key: afterwards nobody looks for what is left.
+        self.in_time(self.shared.shares.remove_shares(id)).await?;
+        self.in_time(self.shared.store.erase_session(id, fence)).await?;
         tracing::info!(session.id = %id, "a session was erased");
         Ok(())
+    }
+
+    async fn in_time<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, SessionError> {
+        let call = tokio::time::timeout(self.shared.limits.store_call, call);
+        Ok(call.await.map_err(|_| SessionError::StoreTimeout)??)
+    }
+}
+
+impl Sessions {
+    /// Destroys a session of the caller and everything in it; one that they have erased before stays so.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`; failures of the store.
+    pub async fn erase(&self, caller: &Sender, id: SessionId) -> Result<(), Failure> {
+        let header = self.directory.any_header(id).await?;
+        let header = header.filter(|header| header.owner == caller.user_id).ok_or_else(Failure::session_not_found)?;
+        if header.is_erased() {
+            return Ok(());
+        }
+        self.directory.erase(id, caller.clone()).await
+    }
+
+    /// Destroys all sessions that a user has when this begins, and says how many. Cut anywhere, it can be done again.
+    ///
+    /// # Errors
+    /// Failures of the store: those that were destroyed stay so.
+    pub async fn erase_all(&self, owner: &str, by: &Sender) -> Result<u64, Failure> {
+        let (mut erased, mut after) = (0, None);
+        loop {
+            let page = self.headers(owner, None, after, ERASE_PAGE).await?;
+            let Some(last) = page.last() else { return Ok(erased) };
+            after = Some(place(last));
+            for header in page {
+                self.directory.erase(header.id, by.clone()).await?;
+                erased += 1;
+            }
+        }
     }
 }

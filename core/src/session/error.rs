@@ -91,7 +91,7 @@ impl From<Rejection> for Failure {
                     .retry_after(Duration::from_secs(5))
             }
             Rejection::Held => {
-                Failure::new(ErrorCode::FailedPrecondition, "SESSION_HELD", "another admin holds the session")
+                Failure::new(ErrorCode::FailedPrecondition, "SESSION_HELD", "a person holds the session")
             }
             Rejection::NotHeld => {
                 Failure::new(ErrorCode::FailedPrecondition, "NOT_HELD", "nobody holds the session; take it over first")
@@ -108,8 +108,29 @@ impl From<Rejection> for Failure {
             Rejection::NotRunning => {
                 Failure::new(ErrorCode::FailedPrecondition, "REPLY_NOT_RUNNING", "this reply does not run")
             }
+            Rejection::ReplyRuns => Failure::new(
+                ErrorCode::FailedPrecondition,
+                "REPLY_RUNNING",
+                "a reply runs; stop it or wait for its end",
+            ),
+            Rejection::NotLastReply => Failure::new(
+                ErrorCode::FailedPrecondition,
+                "NOT_LAST_REPLY",
+                "only the last reply can be generated again",
+            ),
+            Rejection::ModelNotAllowed => Failure::new(
+                ErrorCode::PermissionDenied,
+                "MODEL_NOT_ALLOWED",
+                "the model of this session is not for you any more; choose another by select_model",
+            ),
         }
     }
+}
+
+/// The answer when a user has as many active sessions as may be.
+pub(super) fn session_limit() -> Failure {
+    let text = "as many sessions are active as may be; end one first";
+    Failure::new(ErrorCode::FailedPrecondition, "SESSION_LIMIT", text)
 }
 
 /// The answer while this core is leaving.

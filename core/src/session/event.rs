@@ -176,6 +176,7 @@ pub fn wire_entry(entry: &Entry) -> v1::Entry {
             }
             .into(),
         }),
+        EntryKind::Reopened { by } => wire::Kind::Reopened(wire::Reopened { by: Some(wire_sender(by)) }),
         EntryKind::Erased { by } => wire::Kind::Erased(wire::Erased { by: Some(wire_sender(by)) }),
     };
     v1::Entry { seq: entry.seq, create_time: Some(wire_time(at)), kind: Some(kind) }

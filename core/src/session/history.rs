@@ -119,6 +119,7 @@ impl<'a> HistoryReader<'a> {
             let all = messages.len() < wanted;
             cursor = messages.last().map_or(cursor, |oldest| oldest.seq);
             if !page.take(messages, bounds) || all {
+                self.link(page.messages.iter_mut()).await?;
                 return Ok(page);
             }
         }
@@ -134,7 +135,44 @@ impl<'a> HistoryReader<'a> {
             let all = messages.len() < wanted;
             cursor = messages.last().map_or(cursor, |newest| newest.seq);
             if !page.take(messages, bounds) || all {
+                self.link(page.messages.iter_mut().rev()).await?;
                 return Ok(page);
+            }
+        }
+    }
+
+    /// Replies of a page, newest first, learn which other replaced them. It is the next one that started, if any: only the
+    /// last reply can be replaced.
+    async fn link(&self, newest_first: impl Iterator<Item = &mut v1::Message>) -> Result<(), SessionError> {
+        let mut newer: Option<(String, String)> = None;
+        for message in newest_first {
+            let Some(reply) = &mut message.reply else { continue };
+            let next = match newer.take() {
+                Some(next) => Some(next),
+                None => self.next_start(message.seq).await?,
+            };
+            if let Some((id, supersedes)) = next
+                && supersedes == message.message_id
+            {
+                reply.superseded_by = id;
+            }
+            newer = Some((message.message_id.clone(), reply.supersedes.clone()));
+        }
+        Ok(())
+    }
+
+    /// The next reply that starts after this entry, and the one it replaces.
+    async fn next_start(&self, after: Seq) -> Result<Option<(String, String)>, SessionError> {
+        let mut cursor = after;
+        loop {
+            let entries = self.log.read_after(cursor, 16).await?;
+            let Some(newest) = entries.last().map(|entry| entry.seq) else { return Ok(None) };
+            cursor = newest;
+            for entry in entries {
+                if let EntryKind::ReplyStarted(started) = entry.fact.kind {
+                    let supersedes = started.supersedes.map(|id| id.to_string()).unwrap_or_default();
+                    return Ok(Some((started.id.to_string(), supersedes)));
+                }
             }
         }
     }
@@ -167,6 +205,7 @@ impl<'a> HistoryReader<'a> {
             | EntryKind::Renamed { .. }
             | EntryKind::Shared { .. }
             | EntryKind::Ended { .. }
+            | EntryKind::Reopened { .. }
             | EntryKind::Erased { .. } => return Ok(None),
         };
         Ok(Some(HistoryMessage { seq, at, content }))

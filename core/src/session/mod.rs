@@ -14,14 +14,18 @@ mod error;
 pub mod event;
 mod history;
 mod holds;
+mod idle;
 mod link;
+mod listing;
 mod log;
+mod naming;
 mod queue;
 pub mod register;
 mod reply;
 mod room;
 pub mod rotation;
 mod sessions;
+mod shares;
 mod subscriber;
 mod sweep;
 #[cfg(test)]
@@ -32,7 +36,10 @@ pub mod watch;
 pub use self::{
     directory::{Directory, Parts, Phase, SessionLimits},
     error::SessionError,
+    listing::SessionPage,
+    naming::{MAX_NAME, NamedBy, NamingLimits},
     room::{Act, Attach, Frame, RoomHandle, SubscriberId},
-    sessions::{MessagePage, OpenSession, SessionPage, Sessions},
+    sessions::{MessagePage, OpenSession, Sessions},
+    shares::{NewShare, SharePage, SharedPage, Shares},
     subscriber::{Closed, Queue, QueueLimits, QueueStream},
 };

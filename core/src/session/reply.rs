@@ -42,6 +42,8 @@ pub(super) struct ReplyJob {
     pub(super) log: SessionLog,
     pub(super) id: MessageId,
     pub(super) started_seq: Seq,
+    /// The reply it replaces.
+    pub(super) supersedes: Option<MessageId>,
     pub(super) model: Model,
     pub(super) user_hash: String,
     /// Where the message that it answers belongs in a trace.
@@ -97,7 +99,8 @@ impl ReplyJob {
         let info = &self.model.info;
         let system = info.system_prompt.as_deref();
         let budget = u64::from(info.context_tokens.saturating_sub(info.max_output_tokens));
-        let mut context = ContextBuilder::new(budget.saturating_sub(system.map_or(0, estimate_message_tokens)));
+        let budget = budget.saturating_sub(system.map_or(0, estimate_message_tokens));
+        let mut context = ContextBuilder::new(budget).without(self.supersedes);
         let mut history = HistoryReader::new(&self.log);
         let (mut before, mut page_size) = (self.started_seq, FIRST_PAGE);
         'collect: loop {

@@ -6,10 +6,11 @@ use tokio::sync::oneshot;
 
 use super::{
     directory::Directory,
+    error::session_limit,
     event,
     history::{Bounds, HistoryReader, Page},
     log,
-    room::{Act, Attach, Command, RoomHandle, SubscriberId},
+    room::{Act, Attach, Change, Command, RoomHandle, SubscriberId},
 };
 use crate::{
     domain::{
@@ -17,7 +18,8 @@ use crate::{
         session::SessionState,
         time::Timestamp,
     },
-    store::{Created, HandoffStore, Header, NewSession, RequestKey, SessionQuery, SlotRule},
+    seal::InstallationSecret,
+    store::{Created, HandoffStore, Header, NewSession, RequestKey, SlotRule},
 };
 
 /// Looks for a session of one's own give up after so many tries: each failure means that a session ended or a room closed
@@ -26,15 +28,12 @@ pub(super) const TRIES: usize = 4;
 
 /// Bytes of the messages of one page, encoded: gRPC clients take 4 MiB unless told otherwise. A reply alone is at most 3 MiB
 /// by the configuration, so that every page, event and entry stays below those 4.
-const PAGE_BYTES: usize = 3 * 1024 * 1024;
-
-/// Sessions per read while all of a user's are erased.
-const ERASE_PAGE: u32 = 100;
+pub(super) const PAGE_BYTES: usize = 3 * 1024 * 1024;
 
 /// Sessions, for the users and services they belong to.
 #[derive(Debug, Clone)]
 pub struct Sessions {
-    directory: Directory,
+    pub(super) directory: Directory,
 }
 
 /// A stream's hold on a session.
@@ -44,15 +43,6 @@ pub struct OpenSession {
     pub room: RoomHandle,
     /// The stream within it.
     pub subscriber: SubscriberId,
-}
-
-/// A page of an owner's sessions.
-#[derive(Debug)]
-pub struct SessionPage {
-    /// Latest activity first.
-    pub sessions: Vec<v1::Session>,
-    /// Where the next page goes on.
-    pub next: Option<(Timestamp, SessionId)>,
 }
 
 /// A page of messages.
@@ -86,6 +76,18 @@ impl Sessions {
     pub async fn owned(&self, caller: &str, id: SessionId) -> Result<Header, Failure> {
         let header = self.directory.header(id).await?;
         header.filter(|header| header.owner == caller).ok_or_else(Failure::session_not_found)
+    }
+
+    pub(super) async fn header(&self, id: SessionId) -> Result<Option<Header>, Failure> {
+        self.directory.header(id).await
+    }
+
+    pub(super) fn log(&self, header: &Header) -> Result<log::SessionLog, super::SessionError> {
+        self.directory.log(header)
+    }
+
+    pub(super) fn secret(&self) -> &InstallationSecret {
+        &self.directory.shared.secret
     }
 
     /// The same gate for rooms.
@@ -188,14 +190,10 @@ impl Sessions {
             id: secret.hash("create session", &[owner.as_bytes(), request_id.as_bytes()]),
             content: secret.hash("create session content", &[model.as_bytes()]),
         });
-        let slot = SlotRule::AnyOf(self.directory.shared.limits.max_active);
+        let slot = self.directory.shared.limits.slot_rule();
         match self.store_new(owner, model_id, slot, request).await? {
             Created::New(header) | Created::Repeated(header) => self.wire(&header).await,
-            Created::SlotTaken(_) => Err(Failure::new(
-                ErrorCode::FailedPrecondition,
-                "SESSION_LIMIT",
-                "as many sessions are active as may be; end one first",
-            )),
+            Created::SlotTaken(_) => Err(session_limit()),
             Created::RequestReused => Err(Failure::new(
                 ErrorCode::AlreadyExists,
                 "REQUEST_ID_REUSED",
@@ -207,7 +205,7 @@ impl Sessions {
     /// One more write of a user, of those that a minute has.
     fn share(&self, user_id: &str) -> Result<(), Failure> {
         let shared = &self.directory.shared;
-        shared.shares.write(user_id).inspect_err(|_| shared.metrics.limited("too_many_messages"))
+        shared.quota.write(user_id).inspect_err(|_| shared.metrics.limited("too_many_messages"))
     }
 
     async fn store_new(
@@ -270,48 +268,6 @@ impl Sessions {
         let mut session = event::wire_session(&header.id.to_string(), &header.owner, header.created_at, &state);
         self.directory.shared.queue.complete(header.id, &mut session);
         Ok(session)
-    }
-
-    /// A page of the caller's sessions, latest activity first.
-    ///
-    /// # Errors
-    /// Failures of the store.
-    pub async fn list(
-        &self,
-        caller: &str,
-        ended: Option<bool>,
-        after: Option<(Timestamp, SessionId)>,
-        limit: u32,
-    ) -> Result<SessionPage, Failure> {
-        let shared = &self.directory.shared;
-        // One more than wanted tells whether there is a next page.
-        let query = SessionQuery { owner: caller.to_owned(), ended, after, limit: limit + 1 };
-        let call = tokio::time::timeout(shared.limits.store_call, shared.store.list_sessions(query)).await;
-        let mut headers = call
-            .map_err(|_| super::SessionError::StoreTimeout)
-            .and_then(|result| result.map_err(Into::into))
-            .map_err(|error| self.directory.shared.report(&error, "sessions could not be listed"))?;
-        let more = headers.len() > limit as usize;
-        headers.truncate(limit as usize);
-        let next = headers.last().filter(|_| more).map(|header| (header.derived.last_activity, header.id));
-        let mut sessions = Vec::with_capacity(headers.len());
-        for header in &headers {
-            // The folded state may be a moment old; a list is.
-            let read = || {
-                let log = self.directory.log(header)?;
-                log.open_state(&header.derived)
-            };
-            sessions.push(match read() {
-                Ok(state) => event::wire_session(&header.id.to_string(), &header.owner, header.created_at, &state),
-                // The others must not be lost for it, and whoever owns it has to see that it is there and what became
-                // of it: reading it fails with `DATA_LOSS`.
-                Err(error) => {
-                    self.directory.shared.report(&error, "a session of a list could not be read");
-                    event::unreadable_session(header)
-                }
-            });
-        }
-        Ok(SessionPage { sessions, next })
     }
 
     /// Messages of a session, newest page first: up to `limit` below `before`, down to and without `after`. A page may be
@@ -390,40 +346,34 @@ impl Sessions {
         Err(super::error::shutting_down())
     }
 
-    /// Destroys a session of the caller and everything in it; one that they have erased before stays so.
+    /// Gives a session another name.
     ///
     /// # Errors
     /// `NOT_FOUND`; failures of the store.
-    pub async fn erase(&self, caller: &Sender, id: SessionId) -> Result<(), Failure> {
-        let header = self.directory.any_header(id).await?;
-        let header = header.filter(|header| header.owner == caller.user_id).ok_or_else(Failure::session_not_found)?;
-        if header.is_erased() {
-            return Ok(());
-        }
-        self.directory.erase(id, caller.clone()).await
+    pub async fn rename(&self, caller: &str, id: SessionId, name: String) -> Result<v1::Session, Failure> {
+        self.change(caller, id, Change::Rename { name, automatic: false }).await
     }
 
-    /// Destroys all sessions that a user has when this begins, and says how many. Cut anywhere, it can be done again.
+    /// Makes an ended session active again; an active one is returned unchanged.
     ///
     /// # Errors
-    /// Failures of the store: those that were destroyed stay so.
-    pub async fn erase_all(&self, owner: &str, by: &Sender) -> Result<u64, Failure> {
-        let (mut erased, mut after) = (0, None);
-        loop {
-            let shared = &self.directory.shared;
-            let query = SessionQuery { owner: owner.to_owned(), ended: None, after, limit: ERASE_PAGE };
-            let call = tokio::time::timeout(shared.limits.store_call, shared.store.list_sessions(query)).await;
-            let page = call
-                .map_err(|_| super::SessionError::StoreTimeout)
-                .and_then(|result| result.map_err(Into::into))
-                .map_err(|error| shared.report(&error, "sessions could not be listed"))?;
-            let Some(last) = page.last() else { return Ok(erased) };
-            after = Some((last.derived.last_activity, last.id));
-            for header in page {
-                self.directory.erase(header.id, by.clone()).await?;
-                erased += 1;
+    /// `NOT_FOUND`, `FAILED_PRECONDITION` `SESSION_LIMIT`; failures of the store.
+    pub async fn reopen(&self, caller: &Sender, id: SessionId) -> Result<v1::Session, Failure> {
+        self.change(&caller.user_id, id, Change::Reopen(caller.clone())).await
+    }
+
+    /// Has the session's room make a change.
+    pub(super) async fn change(&self, caller: &str, id: SessionId, change: Change) -> Result<v1::Session, Failure> {
+        for _ in 0..TRIES {
+            let room = self.owned_room(caller, id).await?;
+            let (done, answer) = oneshot::channel();
+            if room.command(Command::Change { change: change.clone(), done }).await.is_ok()
+                && let Ok(result) = answer.await
+            {
+                return result;
             }
         }
+        Err(super::error::shutting_down())
     }
 
     /// Attaches a stream to a session of the caller: the one that is named, else the active one, else a new one.

@@ -11,9 +11,10 @@ pub mod error;
 pub mod handoff;
 pub mod mongo;
 pub mod outbox;
+pub mod shares;
 pub mod sqlite;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use chatbox_proto::ids::{MessageId, SessionId};
@@ -24,6 +25,7 @@ pub use self::{
     budgets::BudgetStore,
     error::{StoreError, StoreErrorKind},
     handoff::{HandoffRow, HandoffStore, Stage},
+    shares::{Share, ShareCreated, ShareRevoked, ShareStore},
 };
 use crate::domain::{entry::Seq, time::Timestamp};
 
@@ -147,6 +149,9 @@ pub struct Append {
     pub messages: Vec<MessageKey>,
     /// Frees the session's slot.
     pub ends_session: bool,
+    /// The session, which has ended, takes messages again: it takes one of its owner's free slots by this rule, or nothing is
+    /// written.
+    pub takes_slot: Option<SlotRule>,
     /// Companion: the folded state after the append.
     pub derived: Derived,
     /// Companion: the row of a reply that starts here.
@@ -176,6 +181,8 @@ pub enum Appended {
     /// Nothing was written: the head is another one, or a message key exists already. Which of the two is found out by
     /// reading, never from an error.
     Conflict,
+    /// Nothing was written: the owner has no free slot for the session.
+    NoSlot,
 }
 
 /// One document of the log.
@@ -219,6 +226,18 @@ pub struct ReplyLease {
     pub renewals: u64,
 }
 
+/// A session that takes messages, and since when nothing has happened in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ActiveSession {
+    /// The session.
+    pub id: SessionId,
+    /// The last entry of its folded state.
+    pub applied_seq: Seq,
+    /// How long ago that state was written, by the store's own clock: no core's clock has a say in it. At most as long as
+    /// the session has been there for this version of the store.
+    pub still_for: Duration,
+}
+
 /// Which of an owner's sessions to list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionQuery {
@@ -237,6 +256,8 @@ pub struct SessionQuery {
 pub struct Stores {
     /// Sessions and their logs.
     pub sessions: Arc<dyn SessionStore>,
+    /// Share links.
+    pub shares: Arc<dyn ShareStore>,
     /// Alerts on their way.
     pub outbox: Arc<dyn OutboxStore>,
     /// Which sessions wait for a person, and which are held by one.
@@ -247,16 +268,17 @@ pub struct Stores {
     pub budgets: Arc<dyn BudgetStore>,
 }
 
-impl<S: SessionStore + OutboxStore + HandoffStore + AuditStore + BudgetStore> From<S> for Stores {
+impl<S: SessionStore + ShareStore + OutboxStore + HandoffStore + AuditStore + BudgetStore> From<S> for Stores {
     fn from(store: S) -> Self {
         Arc::new(store).into()
     }
 }
 
-impl<S: SessionStore + OutboxStore + HandoffStore + AuditStore + BudgetStore> From<Arc<S>> for Stores {
+impl<S: SessionStore + ShareStore + OutboxStore + HandoffStore + AuditStore + BudgetStore> From<Arc<S>> for Stores {
     fn from(store: Arc<S>) -> Self {
         Self {
             sessions: store.clone(),
+            shares: store.clone(),
             outbox: store.clone(),
             handoffs: store.clone(),
             audit: store.clone(),
@@ -292,6 +314,9 @@ pub trait SessionStore: Send + Sync + std::fmt::Debug + 'static {
     /// process reads of them is not older than what it appended. That a session is unfinished is not lost: it is among
     /// [`unfinished_sessions`](Self::unfinished_sessions) although its `derived` is behind.
     ///
+    /// Taking a slot is part of that change as freeing one is: of racing calls for the last free slot, those that make sessions
+    /// among them, one gets it, and a slot whose append was not written is free again.
+    ///
     /// Appends of different sessions may be written as a group; each has its own verdict. A session that does not exist
     /// is a `Conflict`.
     async fn append(&self, append: Append) -> Result<Appended, StoreError>;
@@ -323,6 +348,9 @@ pub trait SessionStore: Send + Sync + std::fmt::Debug + 'static {
     /// did.
     async fn replace_derived(&self, session_id: SessionId, expected: Seq, derived: Derived)
     -> Result<bool, StoreError>;
+
+    /// Sessions that have not ended, in the order of their ids, above `after`, each with how long it has stood still.
+    async fn active_sessions(&self, after: Option<SessionId>, limit: u32) -> Result<Vec<ActiveSession>, StoreError>;
 
     /// Sessions whose `derived.unfinished` is set, each with its `derived.applied_seq`, in the order of their ids, above
     /// `after`: whoever looks twice sees which of them nobody has moved.

@@ -147,6 +147,7 @@ impl Config {
         }
         for (setting, value) in [
             ("limits.handshakes_per_ip", limits.handshakes_per_ip),
+            ("limits.shared_per_ip", limits.shared_per_ip),
             ("limits.connections_per_user", limits.connections_per_user),
             ("limits.connections", limits.connections),
             ("limits.frames_per_second", limits.frames_per_second),

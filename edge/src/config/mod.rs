@@ -155,6 +155,8 @@ impl Default for CoreConfig {
 pub struct LimitsConfig {
     /// Handshakes per second and IP address (per /64 network for IPv6); as many may come at once.
     pub handshakes_per_ip: u32,
+    /// Looks at shared sessions per second and address (IPv6: per /64): 1 to 1,000,000. Above it 429. Default 5.
+    pub shared_per_ip: u32,
     /// Sockets per user on this edge.
     pub connections_per_user: u32,
     /// Sockets on this edge.
@@ -183,6 +185,7 @@ impl Default for LimitsConfig {
     fn default() -> Self {
         Self {
             handshakes_per_ip: 20,
+            shared_per_ip: 5,
             connections_per_user: 10,
             connections: 20_000,
             frame_bytes: ByteSize::kib(64),

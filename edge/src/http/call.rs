@@ -90,8 +90,40 @@ where
         From::Query => add_query(&mut fields, &parts.uri)?,
         From::Body => add_body(&mut fields, &parts.headers, body, edge.config.limits.body_bytes.as_usize()).await?,
     }
-    let message: Req = read(&fields)?;
-    let answer = edge.core.call(call, &caller, message.encode_to_vec().into()).await?;
+    make::<Req, Resp>(edge, call, &caller, &fields).await
+}
+
+/// Makes a unary call whose caller is known by the one field of it that is in none of path and query.
+pub(super) async fn forward_with<Req, Resp>(
+    edge: &Arc<Edge>,
+    call: Call,
+    caller: &Caller,
+    field: &'static str,
+    request: Request,
+) -> Result<Response, HttpFailure>
+where
+    Req: Message + Default + DeserializeOwned,
+    Resp: Message + Default + Serialize,
+{
+    let (mut parts, _) = request.into_parts();
+    let mut fields = path_fields(&mut parts).await;
+    add(&mut fields, field.to_owned(), Value::String(caller.token.clone()))?;
+    add_query(&mut fields, &parts.uri)?;
+    make::<Req, Resp>(edge, call, caller, &fields).await
+}
+
+async fn make<Req, Resp>(
+    edge: &Edge,
+    call: Call,
+    caller: &Caller,
+    fields: &Map<String, Value>,
+) -> Result<Response, HttpFailure>
+where
+    Req: Message + Default + DeserializeOwned,
+    Resp: Message + Default + Serialize,
+{
+    let message: Req = read(fields)?;
+    let answer = edge.core.call(call, caller, message.encode_to_vec().into()).await?;
     let answer = Resp::decode(answer).map_err(|error| {
         tracing::error!(rpc.method = call.method, error = %error, "core's answer does not decode");
         Failure::internal()

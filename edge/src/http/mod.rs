@@ -12,3 +12,4 @@ pub(crate) mod observe;
 pub(crate) mod pages;
 pub(crate) mod server;
 pub(crate) mod sessions;
+pub(crate) mod shares;

@@ -393,3 +393,39 @@ describe('the rest', () => {
     expect(frames('read').map((frame) => frame.read?.seq)).toEqual(['3']);
   });
 });
+
+describe('the session as a whole', () => {
+  it('has its last answer made again, and offers that for no other', async () => {
+    server.say('hi');
+    server.startReply(['one']);
+    const conversation = await start();
+    expect(conversation.lastReply).toBeNull();
+    server.stream();
+    server.finish();
+    const last = conversation.state.items.at(-1)?.id ?? '';
+    expect(conversation.lastReply).toBe(last);
+    await Promise.all([conversation.regenerate(), pass()]);
+    expect(frames('regenerate').map((frame) => frame.regenerate)).toEqual([{ messageId: last }]);
+    server.say('and now?');
+    expect(conversation.lastReply).toBeNull();
+    await Promise.all([conversation.regenerate(), pass()]);
+    expect(frames('regenerate')).toHaveLength(1);
+  });
+
+  it('has another model chosen once, also when the connection is lost', async () => {
+    const conversation = await start();
+    await Promise.all([conversation.selectModel('other'), pass()]);
+    server.append({ modelSelected: { model: 'other' } });
+    expect(frames('selectModel').map((frame) => frame.selectModel)).toEqual([{ model: 'other' }]);
+    expect(conversation.state.session?.model).toBe('other');
+  });
+
+  it('goes on after its end when it is brought back', async () => {
+    const conversation = await start();
+    server.append({ renamed: { name: 'Opening hours', automatic: true } });
+    expect(conversation.state.session?.name).toBe('Opening hours');
+    server.append({ reopened: { by: server.you } });
+    expect(conversation.state.session?.status).toBe('SESSION_STATUS_ACTIVE');
+    expect(conversation.isEnded).toBe(false);
+  });
+});

@@ -50,6 +50,7 @@ fn append(session_id: SessionId, head: u64) -> Append {
         sealed: vec![7; SEALED_BYTES],
         messages: Vec::new(),
         ends_session: false,
+        takes_slot: None,
         derived: derived(head + 1),
         reply_started: None,
         reply_finished: None,

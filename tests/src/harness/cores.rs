@@ -210,6 +210,7 @@ fn launch_core(folder: &Path, number: usize) -> Result<Process> {
     command
         .env_clear()
         .env("RUST_BACKTRACE", "1")
+        .env("CHATBOX_CORE_SESSION_NAMING", "off")
         .arg("--config")
         .arg(folder.join(format!("core-{number}.toml")))
         .current_dir(folder);

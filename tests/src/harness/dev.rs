@@ -160,6 +160,7 @@ async fn launch(
         .arg(folder.join("data"))
         .args(arguments)
         .env("HOME", folder)
+        .env("CHATBOX_CORE_SESSION_NAMING", "off")
         .envs(settings.iter().map(|(name, value)| (name, value)));
     let mut process = Process::start("chatbox dev", command, &folder.join("log"))?;
     let (http, url) = (client(), format!("http://{}/chatbox/readyz", addresses.http));

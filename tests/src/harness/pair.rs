@@ -243,6 +243,7 @@ fn launch(role: Role, folder: &TempDir, vars: &[(String, String)]) -> Result<Pro
     command
         .env_clear()
         .env("RUST_BACKTRACE", "1")
+        .env("CHATBOX_CORE_SESSION_NAMING", "off")
         .envs(vars.iter().map(|(name, value)| (name, value)))
         .arg("--config")
         .arg(file(folder, role))

@@ -66,6 +66,8 @@ impl Setup {
         if let Some(demo) = core.providers.get_mut("demo") {
             demo.word_delay = Duration::ZERO;
         }
+        // Scenarios count entries and what providers are asked.
+        core.session.naming = chatbox_core::config::Naming::Off;
         (core.limits.frames_per_second, core.limits.streams_per_user) = (1_000, 200);
         (core.drain.notice, core.drain.jitter) = (Duration::ZERO, Duration::ZERO);
         let mut edge = chatbox_edge::config::Config { profile: Profile::Dev, ..Default::default() };
@@ -73,7 +75,7 @@ impl Setup {
         "127.0.0.1:0".clone_into(&mut edge.metrics_listen);
         edge.token.secret = Secret::new(SECRET);
         (edge.limits.frames_per_second, edge.limits.connections_per_user) = (1_000, 200);
-        edge.limits.handshakes_per_ip = 1_000;
+        (edge.limits.handshakes_per_ip, edge.limits.shared_per_ip) = (1_000, 1_000);
         (edge.drain.notice, edge.drain.jitter) = (Duration::ZERO, Duration::ZERO);
         Ok(Self { core, edge, models: None, proxied: false, folder })
     }

@@ -110,8 +110,23 @@ const ADMIN_BUILT: [&str; 8] =
 async fn what_is_declared_and_not_built_says_so_with_one_error_info() {
     let stack = Stack::start(Setup::new().unwrap()).await.unwrap();
     let channel = grpc::channel(stack.addresses().grpc).unwrap();
-    let built =
-        ["Chat", "Generate", "ListModels", "CreateSession", "GetSession", "ListSessions", "ListMessages", "EndSession"];
+    let built = [
+        "Chat",
+        "Generate",
+        "ListModels",
+        "CreateSession",
+        "GetSession",
+        "ListSessions",
+        "ListMessages",
+        "UpdateSession",
+        "EndSession",
+        "ReopenSession",
+        "DeleteSession",
+        "CreateShare",
+        "ListShares",
+        "RevokeShare",
+        "GetSharedSession",
+    ];
     let service = serde_json::json!({"scope": "generate files sessions"});
     for method in contract::methods().unwrap() {
         let built = if method.is_admin() { &ADMIN_BUILT[..] } else { &built };

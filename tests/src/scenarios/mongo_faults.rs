@@ -60,6 +60,7 @@ fn append(session_id: SessionId, head: u64) -> Append {
         sealed: rand::random::<[u8; 16]>().to_vec(),
         messages: Vec::new(),
         ends_session: false,
+        takes_slot: None,
         derived: derived(head + 1),
         reply_started: None,
         reply_finished: None,
@@ -79,7 +80,7 @@ async fn write(store: Arc<MongoStore>, id: SessionId, acked: Arc<AtomicU64>, end
         let (append_id, sealed) = (append.append_id, append.sealed.clone());
         let written = match store.append(append).await {
             Ok(Appended::Done(head)) => Some(head),
-            Ok(Appended::Conflict) => panic!("nobody else writes to {id}, at {head}"),
+            Ok(Appended::Conflict | Appended::NoSlot) => panic!("nobody else writes to {id}, at {head}"),
             Err(error) if error.kind() == StoreErrorKind::Unavailable => None,
             Err(error) if error.kind() == StoreErrorKind::OutcomeUnknown => {
                 let look = || async { store.find_append(id, append_id).await.ok() };

@@ -286,6 +286,11 @@ impl Conversation {
                 self.outbox.settle_all(Outcome::Failed);
                 vec![Shown::Notice("the session has ended".to_owned())]
             }
+            Some(Kind::Reopened(_)) => {
+                self.ended = false;
+                self.held = false;
+                vec![Shown::Notice("the session goes on".to_owned())]
+            }
             Some(Kind::Erased(_)) => {
                 self.ended = true;
                 self.outbox.settle_all(Outcome::Failed);

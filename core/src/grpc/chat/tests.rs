@@ -33,7 +33,7 @@ use crate::{
     metrics::Metrics,
     seal::KeyRing,
     session::{
-        Queue, QueueLimits, QueueStream,
+        Queue, QueueLimits, QueueStream, Shares,
         audit::AuditTrail,
         tests::fixture::{Core, patiently},
     },
@@ -59,6 +59,7 @@ fn service(core: &Core) -> (CoreService, String) {
     let key = KeyRing::generate_key();
     let service = CoreService {
         sessions: core.sessions.clone(),
+        shares: Shares::new(core.sessions.clone(), core.place.shares.clone()),
         models: core.models.clone(),
         authenticator: Authenticator::new(Arc::new(Verifier::new(&config, None).unwrap())),
         sealer: Arc::new(KeyRing::from_config("k", [("k", key.as_str())]).unwrap().page_token_sealer()),

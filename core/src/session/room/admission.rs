@@ -9,6 +9,7 @@ use chatbox_proto::{ids::MessageId, status::Failure};
 use super::{Room, flight::Outcome, live::LiveReply, write::Op};
 use crate::{
     domain::{
+        decide::Rejection,
         entry::{Charge, Entry, EntryKind, Message},
         session::Responder,
     },
@@ -29,16 +30,24 @@ pub(super) enum Verdict {
 impl Room {
     /// What the limits of this core say to a message of this user.
     pub(super) fn share(&self, user_id: &str) -> Verdict {
-        let shares = &self.shared.shares;
+        let quota = &self.shared.quota;
         let running = self.shared.metrics.replies_running.get();
         // Where a reply runs, what comes waits for its end.
-        let place = |()| if self.state.running.is_some() { Ok(()) } else { shares.reply(running) };
-        match shares.write(user_id).and_then(place) {
+        let place = |()| if self.state.running.is_some() { Ok(()) } else { quota.reply(running) };
+        match quota.write(user_id).and_then(place) {
             Ok(()) => Verdict::Open,
             Err(failure) => {
                 self.shared.metrics.limited(reason(&failure));
                 Verdict::Refused(failure)
             }
+        }
+    }
+
+    /// What whoever asked is told of a rejection.
+    pub(super) fn refusal_of(&self, rejection: Rejection, verdict: Verdict) -> Failure {
+        match (rejection, verdict) {
+            (Rejection::NotAdmitted, Verdict::Refused(failure)) => failure,
+            (rejection, _) => self.refusal(rejection),
         }
     }
 

@@ -55,7 +55,7 @@ pub struct Attach {
     pub queue: Queue,
     /// Who it is.
     pub sender: Sender,
-    /// Its roles.
+    /// Its roles: which models may answer it, and which budgets pay.
     pub roles: Roles,
     /// The last entry it has.
     pub after_seq: Option<Seq>,
@@ -75,8 +75,8 @@ struct Subscriber {
     id: SubscriberId,
     queue: Queue,
     sender: Sender,
-    trace: Option<TraceContext>,
     roles: Roles,
+    trace: Option<TraceContext>,
     typing_until: Option<Instant>,
     /// It sends nothing more; the last entry that it may have caused, once nothing of it waits any more.
     half_closed: Option<HalfClosed>,
@@ -146,12 +146,13 @@ impl Subscribers {
         self.attached.iter().find(|s| s.id == id).and_then(|s| s.trace)
     }
 
-    pub(super) fn roles(&self, id: SubscriberId) -> Option<Roles> {
-        self.attached.iter().find(|s| s.id == id).map(|s| s.roles)
-    }
-
     pub(super) fn sender(&self, id: SubscriberId) -> Option<&Sender> {
         self.attached.iter().find(|s| s.id == id).map(|s| &s.sender)
+    }
+
+    /// The roles of a stream's token.
+    pub(super) fn roles(&self, id: SubscriberId) -> Option<Roles> {
+        self.attached.iter().find(|s| s.id == id).map(|s| s.roles)
     }
 
     pub(super) fn push(&self, id: SubscriberId, event: Bytes) {

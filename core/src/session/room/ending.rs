@@ -109,6 +109,7 @@ impl Room {
     /// The session is erased: there is none any more for anybody who is attached, and nothing of it is kept here.
     pub(super) fn forget(&mut self) {
         self.subscribers.end(&Failure::session_not_found());
+        self.naming = None;
         self.read_marks.clear();
         self.dirty_marks.clear();
     }

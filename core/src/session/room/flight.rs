@@ -57,6 +57,8 @@ pub(super) enum Outcome {
         tail: Vec<Entry>,
         found: Option<MessageKey>,
     },
+    /// Not written: no slot is free.
+    NoSlot,
     Unknown(Box<Append>, SessionError),
     Failed(SessionError),
     /// A reply that runs by the log and has no task, with the text that is left of it.
@@ -89,6 +91,7 @@ fn document(append: Append) -> LogDocument {
 pub(super) async fn append(log: SessionLog, append: Append) -> Outcome {
     match log.call(log.store.append(append.clone())).await {
         Ok(Appended::Done(_)) => Outcome::Done(document(append)),
+        Ok(Appended::NoSlot) => Outcome::NoSlot,
         Ok(Appended::Conflict) => conflict(log, append.expected_head, append.messages.into_iter().next()).await,
         Err(error) if error.outcome_unknown() => Outcome::Unknown(Box::new(append), error),
         Err(error) => Outcome::Failed(error),
@@ -171,4 +174,16 @@ pub(super) async fn adopt(log: SessionLog, running: RunningReply, death: Death, 
     };
     tracing::info!(session.id = %log.id, reply.id = %running.id, bytes = text.len(), "finishing an interrupted reply");
     Outcome::Orphan(running, text)
+}
+
+/// Waits for what is there, or forever.
+pub(super) async fn poll<F: Future + Unpin>(slot: &mut Option<F>) -> F::Output {
+    match slot {
+        Some(future) => {
+            let output = Pin::new(future).await;
+            *slot = None;
+            output
+        }
+        None => std::future::pending().await,
+    }
 }

@@ -8,7 +8,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Act, Attach, SubscriberId};
+use super::{Act, Attach, Change, SubscriberId};
 use crate::{
     domain::entry::{Message, Sender, Seq},
     session::{error::shutting_down, queue::Place},
@@ -26,6 +26,10 @@ pub enum Frame {
     EndSession,
     /// Ask for a person, for this reason.
     RequestHelp(String),
+    /// Choose the model that answers; whether there is one of that id, for the caller, was checked.
+    SelectModel(String),
+    /// Have the last reply generated once more.
+    Regenerate(MessageId),
     /// Somebody is writing, or stopped.
     Typing(bool),
     /// Somebody has read up to here.
@@ -49,6 +53,13 @@ pub(in crate::session) enum Command {
         by: Sender,
         done: oneshot::Sender<Result<v1::Session, Failure>>,
     },
+    /// A change of the session as a whole.
+    Change {
+        change: Change,
+        done: oneshot::Sender<Result<v1::Session, Failure>>,
+    },
+    /// Nothing was written after this entry for as long as a session may stand still.
+    Idle(Seq),
     /// An admin does something to the session.
     Act {
         act: Act,

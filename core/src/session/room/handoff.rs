@@ -209,7 +209,11 @@ impl Room {
             Frame::Read(_) => None,
             Frame::Send(_) | Frame::Typing(false) => None,
             Frame::Typing(true) => handoff::may_write(&self.state, sender).err().map(|no| self.refusal(no)),
-            Frame::Stop(_) | Frame::EndSession | Frame::RequestHelp(_) => Some(Failure::new(
+            Frame::Stop(_)
+            | Frame::EndSession
+            | Frame::RequestHelp(_)
+            | Frame::SelectModel(_)
+            | Frame::Regenerate(_) => Some(Failure::new(
                 ErrorCode::PermissionDenied,
                 "PERMISSION_DENIED",
                 "this is for the owner of the session; admins use the calls of ChatAdmin",

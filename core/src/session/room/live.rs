@@ -220,6 +220,7 @@ impl Room {
                 log: self.log.clone(),
                 id: running.id,
                 started_seq: running.started_seq,
+                supersedes: running.supersedes,
                 model: model.clone(),
                 user_hash: self.shared.user_hash(&self.owner),
                 trace: self.trace,

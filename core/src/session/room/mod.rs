@@ -4,18 +4,21 @@
 
 mod admission;
 mod attach;
+mod done;
 mod ending;
 mod flight;
 mod handle;
 mod handoff;
+mod life;
 mod live;
 mod marks;
 mod peers;
 mod prepare;
 mod remote;
 mod write;
+mod writes;
 
-use std::{collections::BTreeMap, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use chatbox_proto::{error_code::ErrorCode, status::Failure, token::Roles, trace::TraceContext};
 use tokio::{
@@ -23,21 +26,24 @@ use tokio::{
     time::Instant,
 };
 
-pub(super) use self::handle::Command;
 use self::{
     attach::Subscribers,
+    flight::poll,
     handoff::{Handoff, RowCare},
+    life::Naming,
     live::{LiveReply, Renewal},
     marks::{Marks, store_marks},
     peers::Peers,
     remote::{Look, RemoteReply, Stopping},
-    write::{Op, Origin, Write, Writes},
+    write::{Op, Origin, Write},
+    writes::Writes,
 };
 pub use self::{
     attach::{Attach, SubscriberId},
     handle::{Frame, RoomHandle},
     handoff::Act,
 };
+pub(super) use self::{handle::Command, life::Change};
 use super::{
     directory::{Phase, Shared},
     error::{SessionError, shutting_down},
@@ -99,6 +105,7 @@ pub(super) struct Room {
     marked_at: Option<Instant>,
     writes: Writes,
     reply: Option<LiveReply>,
+    naming: Option<Naming>,
     /// Where the last message that came in here belongs in a trace: the next reply answers it.
     trace: Option<TraceContext>,
     renewal: Option<Renewal>,
@@ -145,6 +152,7 @@ impl Room {
             marked_at: None,
             writes: Writes::default(),
             reply: None,
+            naming: None,
             trace: None,
             renewal: None,
             row: RowCare::default(),
@@ -199,6 +207,7 @@ impl Room {
                     // The directory holds a sender until the room retires.
                     None => break,
                 },
+                name = life::next_name(&mut self.naming) => self.named(name),
                 unmarked = poll(&mut self.marks) => self.marked(unmarked),
                 written = poll(&mut self.row.writing) => self.row_written(written),
                 changed = self.phase.changed(), if !self.gone => self.phase_changed(changed.is_err()),
@@ -224,6 +233,7 @@ impl Room {
             && self.writes.is_idle()
             && (self.row.is_idle() || self.is_leaving())
             && self.reply.is_none()
+            && (self.naming.is_none() || self.is_leaving())
             && !self.remote.as_ref().is_some_and(RemoteReply::needs_care)
             && (!self.state.needs_reply() || self.is_leaving());
         let lingered =
@@ -280,29 +290,57 @@ impl Room {
                 }
             }
             Command::Dead(row) => self.judge(row),
+            Command::Change { change, done } => self.change(change, done),
+            Command::Idle(head) => self.end_idle(head),
         }
     }
 
     fn frame(&mut self, subscriber: SubscriberId, request_id: String, frame: Frame) {
         let Some(sender) = self.subscribers.sender(subscriber).cloned() else { return };
+        let roles = self.subscribers.roles(subscriber);
         let origin = Origin::Frame { subscriber, request_id };
         if let Some(refusal) = self.refuse_admin(&sender, &frame) {
             return self.answer(origin, Err(refusal));
         }
         match frame {
-            Frame::Send(_) | Frame::EndSession | Frame::RequestHelp(_) if self.is_leaving() => {
+            Frame::Send(_)
+            | Frame::EndSession
+            | Frame::RequestHelp(_)
+            | Frame::SelectModel(_)
+            | Frame::Regenerate(_)
+                if self.is_leaving() =>
+            {
                 self.answer(origin, Err(shutting_down()))
             }
-            Frame::Send(_) | Frame::EndSession | Frame::RequestHelp(_) if self.writes.is_full() => {
+            Frame::Send(_)
+            | Frame::EndSession
+            | Frame::RequestHelp(_)
+            | Frame::SelectModel(_)
+            | Frame::Regenerate(_)
+                if self.writes.is_full() =>
+            {
                 self.answer(origin, Err(too_many_writes()));
             }
             Frame::Send(message) => {
                 self.trace = self.subscribers.trace(subscriber);
                 if *sender.user_id == *self.owner {
-                    self.payer = self.subscribers.roles(subscriber);
+                    self.payer = roles;
                 }
                 let verdict = self.share(&sender.user_id);
-                self.writes.push(Write::new(Op::Send(Box::new(message)), origin).judged(verdict));
+                let write = Write::new(Op::Send(Box::new(message)), origin).with_roles(roles);
+                self.writes.push(write.judged(verdict));
+            }
+            Frame::Regenerate(id) => {
+                self.trace = self.subscribers.trace(subscriber);
+                if *sender.user_id == *self.owner {
+                    self.payer = roles;
+                }
+                let verdict = self.share(&sender.user_id);
+                let write = Write::new(Op::Change(Change::Regenerate(id)), origin).with_roles(roles);
+                self.writes.push(write.judged(verdict));
+            }
+            Frame::SelectModel(model) => {
+                self.writes.push(Write::new(Op::Change(Change::SelectModel(model)), origin));
             }
             Frame::EndSession => {
                 self.writes.push(Write::new(Op::End { by: sender, reason: EndReason::User }, origin));
@@ -407,16 +445,4 @@ impl Room {
 fn too_many_writes() -> Failure {
     Failure::new(ErrorCode::ResourceExhausted, "TOO_MANY_WRITES", "too many frames wait")
         .retry_after(Duration::from_millis(200))
-}
-
-/// Waits for what is there, or forever.
-async fn poll<F: Future + Unpin>(slot: &mut Option<F>) -> F::Output {
-    match slot {
-        Some(future) => {
-            let output = Pin::new(future).await;
-            *slot = None;
-            output
-        }
-        None => std::future::pending().await,
-    }
 }

@@ -1,11 +1,10 @@
-//! From a decision to what the store is given, and back to what the caller is told.
+//! From a decision to what the store is given.
 
 use chatbox_proto::ids::MessageId;
 
 use super::{
     Room,
     flight::{Outcome, conflict},
-    write::{Done, Op},
 };
 use crate::{
     domain::{
@@ -55,6 +54,7 @@ impl Room {
                 renewals: 0,
                 checkpoint: Vec::new(),
             });
+        let returns = self.state.ended.is_some() && after.ended.is_none();
         let before = self.state.running.as_ref();
         let reply_finished = before.filter(|running| after.running.as_ref() != Some(running)).map(|running| running.id);
         let append = Append {
@@ -65,6 +65,7 @@ impl Room {
             sealed: self.log.seal(head + 1, &facts)?,
             messages,
             ends_session: after.ended.is_some() && self.state.ended.is_none(),
+            takes_slot: returns.then(|| self.shared.limits.slot_rule()),
             derived: self.log.derive(&after)?,
             reply_started,
             reply_finished,
@@ -89,19 +90,4 @@ impl Room {
 pub(super) async fn lookup(log: SessionLog, head: Seq, key: Option<KeyedHash>) -> Outcome {
     let key = key.map(|key| MessageKey { key, content: key, message_id: MessageId::from_bytes([0; 16]), seq: 0 });
     conflict(log, head, key).await
-}
-
-/// What a caller is told about its own entries.
-pub(super) fn done(op: &Op, entries: &[Entry]) -> Done {
-    if let Op::Handoff(_) = op {
-        // What the product says of it is no message of theirs.
-        return Done { seq: entries.first().map_or(0, |entry| entry.seq), ..Done::default() };
-    }
-    let message = entries.iter().find_map(|entry| {
-        if let EntryKind::Message(message) = &entry.fact.kind { Some((message.id, entry.seq)) } else { None }
-    });
-    match message {
-        Some((id, seq)) => Done { message_id: Some(id), seq, duplicate: false },
-        None => Done { message_id: None, seq: entries.last().map_or(0, |entry| entry.seq), duplicate: false },
-    }
 }

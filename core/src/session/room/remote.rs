@@ -387,6 +387,7 @@ mod tests {
             model: "m".into(),
             answers: Vec::new(),
             charge: None,
+            supersedes: None,
         };
         RemoteReply { text: text.into(), ..RemoteReply::new(running, true) }
     }

@@ -4,32 +4,34 @@
 //! conflict, and the tail is read and the decision made again, a bounded number of times; failed, and whoever asked is
 //! told; unknown, and nothing else is decided until a read by its append id has settled it.
 
-use std::{collections::VecDeque, time::Duration};
+use std::time::Duration;
 
-use chatbox_proto::{error_code::ErrorCode, ids::MessageId, status::Failure, v1};
+use chatbox_proto::{error_code::ErrorCode, ids::MessageId, status::Failure, token::Roles, v1};
 use tokio::{sync::oneshot, time::Instant};
 
+pub(super) use super::done::Done;
 use super::{
     Room,
     admission::Verdict,
     attach::SubscriberId,
     flight::{Death, InFlight, Landed, Outcome, adopt, append, conflict, resolve},
     handoff::Handoff,
-    prepare::{done, lookup},
+    life::Change,
+    prepare::lookup,
     remote::RemoteReply,
 };
 use crate::{
     domain::{
         decide::{self, NextReply, Rejection},
-        entry::{EndReason, Entry, EntryKind, FinishReason, Message, Sender, Seq},
+        entry::{EndReason, Entry, EntryKind, FinishReason, Message, Sender},
         session::RunningReply,
     },
-    session::{error::SessionError, event},
+    session::{
+        error::{SessionError, session_limit},
+        event,
+    },
     store::{MessageKey, RequestKey},
 };
-
-/// Frames that wait for their turn; more are refused.
-const MAX_PENDING: usize = 64;
 
 /// Between two tries to write the end of a reply: doubled each time, up to this.
 const MAX_RETRY: Duration = Duration::from_secs(2);
@@ -50,6 +52,8 @@ pub(super) enum Op {
     Cut(MessageId),
     /// A reply to what waits.
     Answer,
+    /// A change of the session as a whole.
+    Change(Change),
 }
 
 /// Who is told.
@@ -59,33 +63,40 @@ pub(super) enum Origin {
     Call(oneshot::Sender<Result<v1::Session, Failure>>),
 }
 
-/// What was done for them.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Done {
-    pub(super) message_id: Option<MessageId>,
-    pub(super) seq: Seq,
-    pub(super) duplicate: bool,
-}
-
 /// One thing to be decided and appended.
 pub(super) struct Write {
     pub(super) op: Op,
     pub(super) origin: Origin,
+    /// Of whoever asks, where a model answers them.
+    roles: Option<Roles>,
     /// Idempotency of the call behind it.
     pub(super) request: Option<RequestKey>,
     /// What goes ahead of it is written.
     pub(super) prepared: bool,
     verdict: Verdict,
-    rounds: u32,
+    pub(super) rounds: u32,
     /// How often the core that runs the reply was asked to end it first.
     pub(super) asked: u32,
-    since: Instant,
+    pub(super) since: Instant,
 }
 
 impl Write {
     pub(super) fn new(op: Op, origin: Origin) -> Self {
-        let since = Instant::now();
-        Self { op, origin, request: None, prepared: false, verdict: Verdict::Open, rounds: 0, asked: 0, since }
+        Self {
+            op,
+            origin,
+            roles: None,
+            request: None,
+            prepared: false,
+            verdict: Verdict::Open,
+            rounds: 0,
+            asked: 0,
+            since: Instant::now(),
+        }
+    }
+
+    pub(super) fn with_roles(self, roles: Option<Roles>) -> Self {
+        Self { roles, ..self }
     }
 
     /// One that is the same if it comes again.
@@ -102,66 +113,6 @@ impl Write {
             Origin::Frame { subscriber, .. } => Some(*subscriber),
             Origin::Nobody | Origin::Call(_) => None,
         }
-    }
-}
-
-/// The writes of one room.
-#[derive(Default)]
-pub(super) struct Writes {
-    pub(super) pending: VecDeque<Write>,
-    pub(super) in_flight: Option<InFlight>,
-    /// The store has entries that this room has not.
-    pub(super) wants_tail: bool,
-    /// What the room writes of its own accord failed; not again before then.
-    retry_at: Option<Instant>,
-    failures: u32,
-}
-
-impl Writes {
-    pub(super) fn push(&mut self, write: Write) {
-        self.pending.push_back(write);
-    }
-
-    /// Goes on with a write that had its turn.
-    pub(super) fn push_front(&mut self, write: Write) {
-        self.pending.push_front(write);
-    }
-
-    pub(super) fn is_full(&self) -> bool {
-        self.pending.len() >= MAX_PENDING
-    }
-
-    pub(super) fn is_idle(&self) -> bool {
-        self.pending.is_empty() && self.in_flight.is_none() && !self.wants_tail
-    }
-
-    /// What the room does of its own accord may be tried again from here on.
-    pub(super) fn retry_at(&self) -> Option<Instant> {
-        self.retry_at
-    }
-
-    /// The end of the session or a takeover is being written, which ends the running reply with its words so far: what is
-    /// said now would not be part of it.
-    pub(super) fn cuts_reply(&self) -> bool {
-        let cuts = |entry: &Entry| {
-            matches!(entry.fact.kind, EntryKind::Ended { .. } | EntryKind::Erased { .. } | EntryKind::TakenOver { .. })
-        };
-        self.in_flight.as_ref().is_some_and(|flight| flight.entries.iter().any(cuts))
-    }
-
-    /// Takes out what has waited for longer than `limit`: the store does not answer, and whoever asked has to know. None of
-    /// it was ever submitted.
-    pub(super) fn take_late(&mut self, limit: Duration) -> Vec<Origin> {
-        let mut late = Vec::new();
-        while self.pending.front().is_some_and(|write| write.since.elapsed() > limit) {
-            late.extend(self.pending.pop_front().map(|write| write.origin));
-        }
-        late
-    }
-
-    pub(super) fn waits_for(&self, subscriber: SubscriberId) -> bool {
-        let flying = self.in_flight.as_ref().and_then(|flight| flight.write.as_ref());
-        self.pending.iter().chain(flying).any(|write| write.subscriber() == Some(subscriber))
     }
 }
 
@@ -240,10 +191,19 @@ impl Room {
         };
         let reply = (!self.is_leaving()).then(next);
         match &write.op {
-            Op::Send(_) if state.ended.is_none() && matches!(write.verdict, Verdict::Refused(_)) => {
+            Op::Send(_) | Op::Change(Change::Regenerate(_))
+                if state.ended.is_none() && matches!(write.verdict, Verdict::Refused(_)) =>
+            {
                 Err(Rejection::NotAdmitted)
             }
-            Op::Send(message) => decide::send(state, (**message).clone(), reply, self.shared.limits.max_unanswered),
+            Op::Send(message) => {
+                self.check_model(write.roles)?;
+                decide::send(state, (**message).clone(), reply, self.shared.limits.max_unanswered)
+            }
+            Op::Change(change) => {
+                self.check_model(write.roles)?;
+                change.decide(state, next)
+            }
             Op::Answer => Ok(decide::answer(state, next())),
             Op::FinishReply(id) => {
                 let Some(live) = &self.reply else { return Err(Rejection::NotRunning) };
@@ -284,7 +244,7 @@ impl Room {
                 self.writes.in_flight = Some(InFlight::new(Some(write), Vec::new(), work));
             }
             (_, rejection) => {
-                let refusal = self.refusal(rejection);
+                let refusal = self.refusal_of(rejection, write.verdict);
                 self.answer(write.origin, Err(refusal));
             }
         }
@@ -321,13 +281,14 @@ impl Room {
                 if self.stage_kind() != stage {
                     self.mend_row();
                 }
+                self.consider_naming(&entries);
                 self.link.publish_document(&document);
                 let started = |running: &RunningReply| running.started_seq >= document.first_seq;
                 if self.reply.is_none() && self.state.running.as_ref().is_some_and(started) {
                     self.begin_reply(took);
                 }
                 if let Some(write) = write {
-                    let done = done(&write.op, &entries);
+                    let done = Done::of(&write.op, &entries);
                     self.answer(write.origin, Ok(done));
                 }
             }
@@ -342,6 +303,11 @@ impl Room {
                 }
                 self.follow(false);
                 self.retry_opens();
+            }
+            Outcome::NoSlot => {
+                if let Some(write) = write {
+                    self.answer(write.origin, Err(session_limit()));
+                }
             }
             Outcome::Unknown(append, error) => {
                 self.shared.metrics.appended("unknown");
@@ -417,10 +383,9 @@ impl Room {
             return self.writes.pending.push_front(write);
         }
         // The decision stands or the rivals do.
-        let failure = match (self.decide(&write), write.verdict) {
-            (Err(Rejection::NotAdmitted), Verdict::Refused(failure)) => failure,
-            (Err(rejection), _) => self.refusal(rejection),
-            (Ok(_), _) => Failure::new(ErrorCode::Aborted, "TOO_MANY_CONFLICTS", "concurrent changes won; try again"),
+        let failure = match self.decide(&write) {
+            Err(rejection) => self.refusal_of(rejection, write.verdict),
+            Ok(_) => Failure::new(ErrorCode::Aborted, "TOO_MANY_CONFLICTS", "concurrent changes won; try again"),
         };
         self.answer(write.origin, Err(failure));
     }
@@ -435,7 +400,7 @@ impl Room {
                     self.answer(origin, Err(Failure::from(error)));
                 }
             }
-            Op::Send(_) | Op::End { .. } | Op::Erase { .. } | Op::Handoff(_) => {
+            Op::Send(_) | Op::End { .. } | Op::Erase { .. } | Op::Handoff(_) | Op::Change(_) => {
                 self.answer(write.origin, Err(Failure::from(error)));
             }
         }

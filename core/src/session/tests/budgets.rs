@@ -21,7 +21,7 @@ use super::fixture::{Client, Core, Place, TODAY, Turn, patiently};
 use crate::{
     budget::{BudgetLimits, Work},
     domain::entry::Usage,
-    limits::ShareLimits,
+    limits::QuotaLimits,
     llm::Chunk,
     session::Frame,
     store::{
@@ -323,8 +323,8 @@ async fn while_the_budgets_cannot_be_reached_nothing_is_taken_and_nothing_given(
 
 #[tokio::test]
 async fn a_user_writes_so_often_in_a_minute_and_a_repeat_is_recognised_all_the_same() {
-    let shares = ShareLimits { messages_per_minute: 3, replies: 10 };
-    let core = Core::limited(Place { shares, ..Place::new() }, |budgets| budgets).await;
+    let quota = QuotaLimits { messages_per_minute: 3, replies: 10 };
+    let core = Core::limited(Place { quota, ..Place::new() }, |budgets| budgets).await;
     let mut client = core.opened("alice").await;
     for n in 0..3 {
         client.send(&format!("m{n}"), "x").await;
@@ -345,8 +345,8 @@ async fn a_user_writes_so_often_in_a_minute_and_a_repeat_is_recognised_all_the_s
 
 #[tokio::test]
 async fn no_more_replies_begin_than_this_core_may_generate() {
-    let shares = ShareLimits { messages_per_minute: 0, replies: 1 };
-    let core = Core::limited(Place { shares, ..Place::new() }, |budgets| budgets).await;
+    let quota = QuotaLimits { messages_per_minute: 0, replies: 1 };
+    let core = Core::limited(Place { quota, ..Place::new() }, |budgets| budgets).await;
     let (mut alice, mut bob) = (core.opened("alice").await, core.opened("bob").await);
     alice.send("m1", "question").await;
     let turn = core.turn().await;

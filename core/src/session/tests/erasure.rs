@@ -54,6 +54,8 @@ async fn assert_unknown(core: &Core, user: &str, id: SessionId) {
         core.sessions.messages_before(user, id, None, 0, 10).await.err(),
         core.sessions.messages_after(user, id, 0, 10).await.err(),
         core.sessions.end(&sender(user), id).await.err(),
+        core.sessions.reopen(&sender(user), id).await.err(),
+        core.sessions.rename(user, id, "back".into()).await.err(),
         core.resume(user, Some(id), Some(0), None).await.err(),
     ];
     for failure in known {

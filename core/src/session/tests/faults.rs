@@ -12,8 +12,8 @@ use chatbox_proto::ids::{MessageId, SessionId};
 
 use super::fixture::Core;
 use crate::store::{
-    Append, AppendId, Appended, BootId, Created, Derived, Header, KeyedHash, LogDocument, MessageKey, NewSession,
-    ReplyLease, ReplyRow, SessionQuery, SessionStore, StoreError, StoreErrorKind,
+    ActiveSession, Append, AppendId, Appended, BootId, Created, Derived, Header, KeyedHash, LogDocument, MessageKey,
+    NewSession, ReplyLease, ReplyRow, SessionQuery, SessionStore, StoreError, StoreErrorKind,
 };
 
 /// What becomes of a call.
@@ -169,6 +169,7 @@ pass! {
     heads(sessions: &[SessionId]) -> Vec<(SessionId, u64)>;
     read_after(session_id: SessionId, after: u64, limit: u32) -> Vec<LogDocument>;
     replace_derived(session_id: SessionId, expected: u64, derived: Derived) -> bool;
+    active_sessions(after: Option<SessionId>, limit: u32) -> Vec<ActiveSession>;
     unfinished_sessions(after: Option<SessionId>, limit: u32) -> Vec<(SessionId, u64)>;
     reply_rows(after: Option<MessageId>, limit: u32) -> Vec<ReplyLease>;
     replace_wrapped_key(session_id: SessionId, expected: Vec<u8>, new: Vec<u8>) -> bool;

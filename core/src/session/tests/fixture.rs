@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use chatbox_proto::{
     ids::{MessageId, SessionId},
     status::Failure,
-    token::Role,
+    token::{Role, Roles},
     v1::{self, ChatResponse, chat_response::Event},
 };
 use futures_util::StreamExt as _;
@@ -21,16 +21,19 @@ use crate::{
         entry::{Message, Sender, SenderRole},
         time::Timestamp,
     },
-    limits::{ShareLimits, Shares},
+    limits::{Quota, QuotaLimits},
     llm::{
         Chunk, ChunkStream, Prompt, Provider, ProviderError,
         registry::{Model, ModelInfo, Models},
     },
     metrics::Metrics,
     seal::{KeyRing, self_test},
-    session::{Attach, Directory, Frame, OpenSession, Parts, Queue, QueueLimits, QueueStream, SessionLimits, Sessions},
+    session::{
+        Attach, Directory, Frame, NamedBy, NamingLimits, OpenSession, Parts, Queue, QueueLimits, QueueStream,
+        SessionLimits, Sessions,
+    },
     store::{
-        AuditStore, BudgetStore, HandoffStore, SessionStore,
+        AuditStore, BudgetStore, HandoffStore, SessionStore, ShareStore,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -101,8 +104,9 @@ pub(crate) struct Place {
     /// Of all its cores, and left alone by what the tests do to the others.
     pub(crate) handoffs: Arc<dyn HandoffStore>,
     pub(crate) audit: Arc<dyn AuditStore>,
+    pub(crate) shares: Arc<dyn ShareStore>,
     pub(crate) budgets: BudgetLimits,
-    pub(crate) shares: ShareLimits,
+    pub(crate) quota: QuotaLimits,
     pub(crate) lapse: Duration,
 }
 
@@ -116,9 +120,10 @@ impl Place {
             key: KeyRing::generate_key(),
             folder,
             handoffs,
-            audit: beside,
+            audit: beside.clone(),
+            shares: beside,
             budgets: BudgetLimits::default(),
-            shares: ShareLimits { messages_per_minute: 0, replies: 1_000 },
+            quota: QuotaLimits { messages_per_minute: 0, replies: 1_000 },
             lapse: Duration::from_secs(10),
         }
     }
@@ -140,7 +145,8 @@ impl Core {
     }
 
     pub(crate) async fn with(store: Arc<dyn SessionStore>, bus: Arc<dyn Bus>, place: Place) -> Self {
-        Self::assemble(store, None, bus, place).await
+        let limits = SessionLimits { reply_lapse: place.lapse, ..limits() };
+        Self::assemble(store, None, bus, place, limits).await
     }
 
     /// With the limits of a place, and its budgets as `decorate` hands them on.
@@ -149,7 +155,24 @@ impl Core {
         decorate: impl FnOnce(Arc<dyn BudgetStore>) -> Arc<dyn BudgetStore>,
     ) -> Self {
         let store = Arc::new(SqliteStore::open_in(place.folder.path(), &SqliteOptions::default()).unwrap());
-        Self::assemble(store.clone(), Some(decorate(store)), alone(), place).await
+        let limits = SessionLimits { reply_lapse: place.lapse, ..limits() };
+        Self::assemble(store.clone(), Some(decorate(store)), alone(), place, limits).await
+    }
+
+    /// Alone on a store of its own.
+    pub(crate) async fn start_limited(limits: SessionLimits) -> Self {
+        let place = Place::new();
+        let store = SqliteStore::open_in(place.folder.path(), &SqliteOptions::default()).unwrap();
+        Self::with_limits(Arc::new(store), alone(), place, limits).await
+    }
+
+    pub(crate) async fn with_limits(
+        store: Arc<dyn SessionStore>,
+        bus: Arc<dyn Bus>,
+        place: Place,
+        limits: SessionLimits,
+    ) -> Self {
+        Self::assemble(store, None, bus, place, limits).await
     }
 
     async fn assemble(
@@ -157,6 +180,7 @@ impl Core {
         budgets: Option<Arc<dyn BudgetStore>>,
         bus: Arc<dyn Bus>,
         place: Place,
+        limits: SessionLimits,
     ) -> Self {
         let ring = Arc::new(KeyRing::from_config("k1", [("k1", place.key.as_str())]).unwrap());
         let secret = Arc::new(self_test(&ring, &*store).await.unwrap());
@@ -174,7 +198,10 @@ impl Core {
             },
             provider: Arc::new(Led { turns: sender.clone(), panics }),
         };
-        let models = Models::new(vec![model("led", false), model("panics", true)], "led").unwrap();
+        let mut vip = model("vip", false);
+        vip.info.roles = vec![Role::Admin];
+        let models = vec![model("led", false), model("panics", true), model("other", false), vip];
+        let models = Models::new(models, "led").unwrap();
         let metrics = Metrics::default();
         let limited = place.budgets != BudgetLimits::default();
         let kept = budgets.clone().filter(|_| limited).map(|budgets| {
@@ -185,13 +212,14 @@ impl Core {
         let directory = Directory::new(Parts {
             store: store.clone(),
             handoffs: place.handoffs.clone(),
+            shares: place.shares.clone(),
             bus,
             models: models.clone(),
             budgets: kept,
-            shares: Shares::new(place.shares),
+            quota: Quota::new(place.quota),
             ring,
             secret: secret.clone(),
-            limits: SessionLimits { reply_lapse: place.lapse, ..limits() },
+            limits,
             metrics,
         });
         let sessions = Sessions::new(directory.clone());
@@ -240,6 +268,11 @@ impl Core {
         self.attach(user, session, after_seq, reply, "").await
     }
 
+    /// Opens the active session with a token of these roles.
+    pub(crate) async fn open_as(&self, user: &str, roles: &[Role]) -> Client {
+        self.join(sender(user), None, None, None, "", roles.iter().copied().collect()).await.unwrap()
+    }
+
     pub(crate) async fn attach(
         &self,
         user: &str,
@@ -259,6 +292,18 @@ impl Core {
         reply: Option<(MessageId, u32)>,
         model: &str,
     ) -> Result<Client, Failure> {
+        self.join(sender, session, after_seq, reply, model, Roles::default()).await
+    }
+
+    async fn join(
+        &self,
+        sender: Sender,
+        session: Option<SessionId>,
+        after_seq: Option<u64>,
+        reply: Option<(MessageId, u32)>,
+        model: &str,
+        roles: Roles,
+    ) -> Result<Client, Failure> {
         let queue = Queue::new(QueueLimits { events: 256, bytes: 1024 * 1024, merge: std::time::Duration::ZERO });
         let events = QueueStream::new(queue.clone());
         let open = patiently(
@@ -267,7 +312,7 @@ impl Core {
                 trace: None,
                 queue: queue.clone(),
                 sender: sender.clone(),
-                roles: [Role::User].into_iter().collect(),
+                roles,
                 after_seq,
                 reply,
                 request_id: String::new(),
@@ -302,6 +347,8 @@ pub(crate) fn limits() -> SessionLimits {
         checkpoint: Duration::from_millis(10),
         store_call: Duration::from_secs(5),
         reply_lapse: Duration::from_secs(10),
+        idle_end: None,
+        naming: NamingLimits { by: NamedBy::Nobody, timeout: Duration::from_secs(15), at_once: 2 },
         hold_lapse: Duration::from_secs(8),
         offline_notice: "nobody is online".into(),
         away_jitter: Duration::from_millis(100),

@@ -168,6 +168,7 @@ async fn somebody_elses_reply(core: &Core, id: SessionId, checkpoint: &str) -> M
         sealed: log.seal(head + 1, &facts.iter().collect::<Vec<_>>()).unwrap(),
         messages: Vec::new(),
         ends_session: false,
+        takes_slot: None,
         derived: log.derive(&state).unwrap(),
         reply_started: Some(row),
         reply_finished: None,

@@ -20,8 +20,8 @@ use crate::{
     bus::{Bus, BusError, Delivery, Liveness, Subscription, local::LocalBus},
     domain::entry::Seq,
     store::{
-        Append, AppendId, Appended, BootId, Created, Derived, Header, KeyedHash, LogDocument, MessageKey, NewSession,
-        ReplyLease, ReplyRow, SessionQuery, SessionStore, StoreError,
+        ActiveSession, Append, AppendId, Appended, BootId, Created, Derived, Header, KeyedHash, LogDocument,
+        MessageKey, NewSession, ReplyLease, ReplyRow, SessionQuery, SessionStore, StoreError,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -175,6 +175,7 @@ pass_on! {
     fn read_after(session_id: SessionId, after: Seq, limit: u32) -> Vec<LogDocument>;
     fn read_before(session_id: SessionId, before: Seq, limit: u32) -> Vec<LogDocument>;
     fn replace_derived(session_id: SessionId, expected: Seq, derived: Derived) -> bool;
+    fn active_sessions(after: Option<SessionId>, limit: u32) -> Vec<ActiveSession>;
     fn unfinished_sessions(after: Option<SessionId>, limit: u32) -> Vec<(SessionId, Seq)>;
     fn reply_row(session_id: SessionId) -> Option<ReplyRow>;
     fn reply_rows(after: Option<MessageId>, limit: u32) -> Vec<ReplyLease>;

@@ -51,6 +51,7 @@ async fn left_behind(core: &Core, owner: Option<BootId>) -> SessionId {
         sealed: log.seal(1, &facts.iter().collect::<Vec<_>>()).unwrap(),
         messages: Vec::new(),
         ends_session: false,
+        takes_slot: None,
         derived: log.derive(&state).unwrap(),
         reply_started: owner.map(|boot_id| ReplyRow {
             session_id: id,
@@ -122,6 +123,7 @@ async fn left_over(core: &Core, id: SessionId, reply: MessageId, owner: BootId) 
         sealed: log.seal(head + 1, &[&fact]).unwrap(),
         messages: Vec::new(),
         ends_session: false,
+        takes_slot: None,
         derived: log.derive(&state).unwrap(),
         reply_started: Some(ReplyRow {
             session_id: id,

@@ -188,3 +188,76 @@ pub(crate) async fn ending_frees_the_slot(f: &mut impl Fixture) {
     assert_eq!(store.append(late).await.unwrap(), Appended::Conflict);
     assert!(matches!(create(&store, SlotRule::First).await, Created::SlotTaken(_)));
 }
+
+/// The append that brings an ended session back.
+fn comeback(id: SessionId, head: Seq, rule: SlotRule) -> Append {
+    Append { takes_slot: Some(rule), ..entries(id, head, 1) }
+}
+
+async fn slot_now(store: &Arc<dyn SessionStore>, id: SessionId) -> Option<u32> {
+    store.session(id).await.unwrap().unwrap().slot
+}
+
+pub(crate) async fn a_session_comes_back_into_a_free_slot_or_not_at_all(f: &mut impl Fixture) {
+    let store = f.store();
+    let first = id_of(&create(&store, SlotRule::AnyOf(2)).await);
+    end(&store, first).await;
+    let second = id_of(&create(&store, SlotRule::First).await);
+    assert_eq!(store.append(comeback(first, 1, SlotRule::First)).await.unwrap(), Appended::NoSlot);
+    assert_eq!(store.head(first).await.unwrap(), 1, "nothing was written");
+    assert_eq!(slot_now(&store, first).await, None);
+    assert_eq!(store.append(comeback(first, 1, SlotRule::AnyOf(2))).await.unwrap(), Appended::Done(2));
+    assert_eq!(slot_now(&store, first).await, Some(1));
+    assert!(matches!(create(&store, SlotRule::AnyOf(2)).await, Created::SlotTaken(_)));
+    // It ends a second time and comes back a second time, now into the other slot.
+    end(&store, second).await;
+    end(&store, first).await;
+    assert_eq!(slot_now(&store, first).await, None);
+    assert_eq!(store.append(comeback(first, 3, SlotRule::First)).await.unwrap(), Appended::Done(4));
+    assert_eq!(slot_now(&store, first).await, Some(0));
+    drop(store);
+    f.reopen().await;
+    let store = f.store();
+    assert_eq!(slot_now(&store, first).await, Some(0));
+    assert!(matches!(create(&store, SlotRule::First).await, Created::SlotTaken(_)));
+    // Where the number is not limited, there is nothing to take.
+    assert_eq!(store.append(comeback(second, 1, SlotRule::Unlimited)).await.unwrap(), Appended::Done(2));
+    assert_eq!(slot_now(&store, second).await, None);
+}
+
+pub(crate) async fn a_return_that_loses_its_place_leaves_no_slot_taken(f: &mut impl Fixture) {
+    let store = f.store();
+    let first = id_of(&create(&store, SlotRule::First).await);
+    end(&store, first).await;
+    // Renamed meanwhile, say.
+    done(&store, entries(first, 1, 1)).await;
+    assert_eq!(store.append(comeback(first, 1, SlotRule::First)).await.unwrap(), Appended::Conflict);
+    assert_eq!(slot_now(&store, first).await, None);
+    assert!(matches!(create(&store, SlotRule::First).await, Created::New(_)));
+    assert_eq!(store.append(comeback(first, 2, SlotRule::First)).await.unwrap(), Appended::NoSlot);
+}
+
+pub(crate) async fn of_racing_returns_and_new_sessions_no_more_than_slots_are_active(f: &mut impl Fixture) {
+    const SLOTS: u32 = 3;
+    let store = f.store();
+    let mut ended = Vec::new();
+    for _ in 0..10 {
+        let id = id_of(&create(&store, SlotRule::First).await);
+        end(&store, id).await;
+        ended.push(id);
+    }
+    let racing = race((0..30).map(|n: usize| {
+        let (store, back) = (store.clone(), ended[n % 10]);
+        async move {
+            if n < 20 {
+                // Each of them twice at the same time: by two cores.
+                let verdict = store.append(comeback(back, 1, SlotRule::AnyOf(SLOTS))).await.unwrap();
+                u32::from(verdict == Appended::Done(2))
+            } else {
+                u32::from(matches!(create(&store, SlotRule::AnyOf(SLOTS)).await, Created::New(_)))
+            }
+        }
+    }));
+    assert_eq!(racing.await.into_iter().sum::<u32>(), SLOTS);
+    assert!(matches!(create(&store, SlotRule::AnyOf(SLOTS)).await, Created::SlotTaken(_)));
+}

@@ -162,3 +162,38 @@ pub(crate) async fn unfinished_sessions_tell_how_far_they_are(f: &mut impl Fixtu
     }
     assert_eq!(store.unfinished_sessions(Some(id), 10).await.unwrap(), []);
 }
+
+pub(crate) async fn active_sessions_come_page_by_page_and_tell_how_long_they_stand_still(f: &mut impl Fixture) {
+    let store = f.store();
+    let mut active = Vec::new();
+    for owner in ["alice", "bob", "carol"] {
+        for _ in 0..3 {
+            active.push(made(&store, owner).await.id);
+        }
+        let ended = made(&store, owner).await.id;
+        let mut append = entries(ended, 0, 1);
+        (append.ends_session, append.derived.ended) = (true, true);
+        done(&store, append).await;
+    }
+    active.sort();
+    // What a core's clock says about the last activity does not matter: this is the store's.
+    let pause = std::time::Duration::from_millis(300);
+    tokio::time::sleep(pause).await;
+    done(&store, entries(active[4], 0, 2)).await;
+    let (mut walked, mut after) = (Vec::new(), None);
+    loop {
+        let page = store.active_sessions(after, 2).await.unwrap();
+        let Some(last) = page.last() else { break };
+        after = Some(last.id);
+        walked.extend(page);
+    }
+    assert_eq!(walked.iter().map(|session| session.id).collect::<Vec<_>>(), active);
+    let moved = walked[4];
+    assert_eq!(moved.applied_seq, 2);
+    for session in walked.iter().filter(|session| session.id != moved.id) {
+        // A second is how exact a new session's time is.
+        assert!(session.still_for + std::time::Duration::from_secs(1) >= pause, "{session:?}");
+        assert!(session.still_for < std::time::Duration::from_secs(600) && session.applied_seq == 0, "{session:?}");
+    }
+    assert!(moved.still_for <= walked[0].still_for, "{moved:?}, {:?}", walked[0]);
+}

@@ -13,6 +13,7 @@ pub(super) mod model;
 pub(super) mod outbox;
 pub(super) mod reading;
 pub(super) mod replies;
+pub(super) mod shares;
 pub(super) mod values;
 
 use std::{future::Future, sync::Arc};
@@ -23,7 +24,7 @@ use futures_util::future::join_all;
 
 use super::{
     Append, Appended, Created, Derived, Header, KeyedHash, LogDocument, MessageKey, NewSession, ReplyLease, ReplyRow,
-    RequestKey, SessionStore, SlotRule, Stores, budgets::BudgetStore,
+    RequestKey, SessionStore, ShareStore, SlotRule, Stores, budgets::BudgetStore,
 };
 use crate::domain::{entry::Seq, time::Timestamp};
 
@@ -39,6 +40,10 @@ pub(crate) trait Fixture: Send {
     /// Its budgets.
     fn budgets(&self) -> Arc<dyn BudgetStore> {
         self.stores().budgets
+    }
+    /// Its share links.
+    fn shares(&self) -> Arc<dyn ShareStore> {
+        self.stores().shares
     }
     /// Closes it and opens it again on the same data.
     async fn reopen(&mut self);
@@ -62,6 +67,9 @@ macro_rules! store_conformance {
                 request_ids_belong_to_their_owner
                 an_id_that_exists_is_an_internal_error
                 ending_frees_the_slot
+                a_session_comes_back_into_a_free_slot_or_not_at_all
+                a_return_that_loses_its_place_leaves_no_slot_taken
+                of_racing_returns_and_new_sessions_no_more_than_slots_are_active
             }
             append {
                 an_empty_log_has_head_zero
@@ -96,6 +104,7 @@ macro_rules! store_conformance {
                 the_active_session_is_the_latest_that_has_not_ended
                 unfinished_sessions_come_page_by_page_in_the_order_of_ids
                 unfinished_sessions_tell_how_far_they_are
+                active_sessions_come_page_by_page_and_tell_how_long_they_stand_still
             }
             replies {
                 a_reply_row_lives_from_start_to_finish
@@ -113,6 +122,14 @@ macro_rules! store_conformance {
                 a_destroyed_key_stays_destroyed
                 racing_replacements_of_a_key_have_one_winner
                 all_wrapped_keys_come_page_by_page_in_the_order_of_ids
+            }
+            shares {
+                a_share_is_read_back_as_it_was_made
+                shares_of_a_session_come_newest_first_page_by_page
+                a_share_is_revoked_once_and_only_through_its_session
+                a_repeated_call_finds_the_share_it_made
+                a_session_has_no_more_working_shares_than_the_limit
+                the_shares_of_a_session_are_removed_together
             }
             erase {
                 of_an_erased_session_nothing_is_left_that_could_be_read
@@ -224,6 +241,7 @@ fn entries(session_id: SessionId, expected_head: Seq, count: u32) -> Append {
         sealed: format!("{count} after {expected_head}").into_bytes(),
         messages: Vec::new(),
         ends_session: false,
+        takes_slot: None,
         derived: derived(head, 1000 + i64::try_from(head).unwrap_or(0)),
         reply_started: None,
         reply_finished: None,
@@ -250,7 +268,7 @@ async fn made(store: &Arc<dyn SessionStore>, owner: &str) -> Header {
 async fn done(store: &Arc<dyn SessionStore>, append: Append) -> Seq {
     match store.append(append).await.unwrap() {
         Appended::Done(head) => head,
-        Appended::Conflict => panic!("conflict"),
+        other @ (Appended::Conflict | Appended::NoSlot) => panic!("{other:?}"),
     }
 }
 

@@ -22,7 +22,7 @@ use super::{
     connection::Connection,
     document::{self, binary, number},
     fault::Fault,
-    schema,
+    schema, slots,
 };
 use crate::{
     domain::entry::Seq,
@@ -41,7 +41,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 enum Piece {
     /// Replaces an older state.
     Derived(SessionId, Derived),
-    FreeSlot(SessionId),
+    /// Unless it was taken after this entry, which is an end.
+    FreeSlot(SessionId, Seq),
     /// A mark that this append made ahead, for nothing; it stays until the folded state has come this far.
     Withdraw(SessionId, AppendId, Seq),
     ReplyStarted(ReplyRow),
@@ -70,7 +71,7 @@ impl Companions {
     /// Writes what accompanies this append, which is durable.
     pub(super) async fn follow(&self, append: &Append) {
         if append.ends_session {
-            self.put(Piece::FreeSlot(append.session_id)).await;
+            self.free_slot(append.session_id, append.expected_head + 1).await;
         }
         if let Some(id) = append.reply_finished {
             self.put(Piece::ReplyFinished(id)).await;
@@ -81,9 +82,9 @@ impl Companions {
         self.put(Piece::Derived(append.session_id, append.derived.clone())).await;
     }
 
-    /// Frees the slot of a session whose end is in its log.
-    pub(super) async fn free_slot(&self, id: SessionId) {
-        self.put(Piece::FreeSlot(id)).await;
+    /// Frees the slot of a session whose end is in its log, in the document that begins there.
+    pub(super) async fn free_slot(&self, id: SessionId, end: Seq) {
+        self.put(Piece::FreeSlot(id, end)).await;
     }
 
     /// Takes back what was marked ahead for an append that was not written. `rival` is the last entry of whoever has its
@@ -196,7 +197,7 @@ impl CompanionTask {
 #[derive(Debug, Default)]
 struct Group {
     derived: HashMap<SessionId, Derived>,
-    freed: Vec<SessionId>,
+    freed: Vec<(SessionId, Seq)>,
     withdrawn: Vec<(SessionId, AppendId, Seq)>,
     /// `None`: it has finished.
     replies: BTreeMap<MessageId, Option<ReplyRow>>,
@@ -211,7 +212,7 @@ impl Group {
                     *newest = derived;
                 }
             }
-            Piece::FreeSlot(id) => self.freed.push(id),
+            Piece::FreeSlot(id, end) => self.freed.push((id, end)),
             Piece::Withdraw(id, append, rival) => self.withdrawn.push((id, append, rival)),
             Piece::ReplyStarted(row) => {
                 self.replies.insert(row.message_id, Some(row));
@@ -226,11 +227,8 @@ impl Group {
 
     fn session_updates(&self) -> Vec<Document> {
         let mut updates = Vec::new();
-        for id in &self.freed {
-            updates.push(doc! {
-                "q": { "_id": binary(id.as_bytes()), "slot": { "$exists": true } },
-                "u": { "$unset": { "slot": "" } },
-            });
+        for (id, end) in &self.freed {
+            updates.push(doc! { "q": slots::ended_at(*id, *end), "u": slots::freed() });
         }
         for (id, derived) in &self.derived {
             updates.push(doc! {

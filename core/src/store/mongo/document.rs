@@ -72,6 +72,8 @@ pub(super) fn derived(id: SessionId, derived: &Derived) -> Document {
 /// Replaces the folded state. A mark made ahead of an append beyond it stays: see [`announced`].
 pub(super) fn replacement(id: SessionId, new: &Derived) -> Vec<Document> {
     let mut fields = derived(id, new);
+    // The server's clock, whoever writes.
+    fields.insert("touched", "$$NOW");
     let beyond = doc! { "$gt": ["$intent.at", number(new.applied_seq)] };
     for field in ["marked", "intent"] {
         fields.insert(field, doc! { "$cond": [beyond.clone(), format!("${field}"), "$$REMOVE"] });
@@ -101,7 +103,7 @@ pub(super) fn erasure(fence: Seq) -> Document {
     doc! {
         "$set": { "key": binary(&[]), "state": binary(&[]), "unfinished": false },
         "$max": { "applied": number(fence) },
-        "$unset": { "ended": "", "slot": "", "marked": "", "intent": "", "marks": "" },
+        "$unset": { "ended": "", "slot": "", "since": "", "claim": "", "marked": "", "intent": "", "marks": "" },
     }
 }
 

@@ -18,7 +18,8 @@
 //!   unique, and the other one can only fail, on this primary or the next, however late it arrives: also out of our own
 //!   queue, out of a stopped server's socket, or tried again by the driver.
 //! - **A slot is free when the end is in the log.** The header's field is a copy that follows; whoever needs a slot, or
-//!   reads a header that holds one, looks into the log, and mends the header.
+//!   reads a header that holds one, looks into the log, and mends the header. An append that brings a session back claims a
+//!   slot first, under its own id: the claim holds if that append is in the log, and is void when a stand-in is (`slots`).
 //! - **Companions follow** the answer in one task's order; reads in this process that could miss them wait for it. Only
 //!   that a session needs looking after is written beside the append, so that a crash in between does not hide it.
 
@@ -38,6 +39,8 @@ mod reading;
 mod replies;
 mod schema;
 mod sessions;
+mod shares;
+mod slots;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -68,8 +71,8 @@ use self::{
     writer::Writer,
 };
 use super::{
-    Append, AppendId, Appended, BootId, Created, Derived, Header, KeyedHash, LogDocument, MessageKey, NewSession,
-    ReplyLease, ReplyRow, SessionQuery, SessionStore, StoreError, StoreErrorKind,
+    ActiveSession, Append, AppendId, Appended, BootId, Created, Derived, Header, KeyedHash, LogDocument, MessageKey,
+    NewSession, ReplyLease, ReplyRow, SessionQuery, SessionStore, StoreError, StoreErrorKind,
 };
 use crate::domain::entry::Seq;
 
@@ -197,7 +200,19 @@ impl SessionStore for MongoStore {
         if !self.call_until(deadline, "append", Access::Read, log::fits(&self.shared, &append)).await? {
             return Ok(Appended::Conflict);
         }
-        self.call_until(deadline, "append", Access::Write, log::append(&self.shared, append)).await
+        let Some(rule) = append.takes_slot else {
+            return self.call_until(deadline, "append", Access::Write, log::append(&self.shared, append)).await;
+        };
+        // What this leaves behind without the append is void, and freed by whoever needs the slot.
+        if !self.call_until(deadline, "append", Access::Read, slots::claim(&self.shared, &append, rule)).await? {
+            return Ok(Appended::NoSlot);
+        }
+        let (id, claim) = (append.session_id, append.append_id);
+        let appended = self.call_until(deadline, "append", Access::Write, log::append(&self.shared, append)).await?;
+        if appended == Appended::Conflict {
+            self.call_until(deadline, "append", Access::Read, slots::release(&self.shared, id, claim)).await?;
+        }
+        Ok(appended)
     }
 
     async fn find_append(&self, session_id: SessionId, append_id: AppendId) -> Result<Option<Seq>, StoreError> {
@@ -237,6 +252,10 @@ impl SessionStore for MongoStore {
     ) -> Result<bool, StoreError> {
         let replace = sessions::replace_expected(&self.shared, session_id, expected, &derived);
         self.settled("replace_derived", Access::Write, replace).await
+    }
+
+    async fn active_sessions(&self, after: Option<SessionId>, limit: u32) -> Result<Vec<ActiveSession>, StoreError> {
+        self.settled("active_sessions", Access::Read, sessions::active_sessions(&self.shared, after, limit)).await
     }
 
     async fn unfinished_sessions(

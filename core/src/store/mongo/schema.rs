@@ -10,6 +10,7 @@ use super::{connection::Connection, fault::Fault};
 pub(super) const SESSIONS: &str = "sessions";
 pub(super) const LOG: &str = "log";
 pub(super) const REPLIES: &str = "replies";
+pub(super) const SHARES: &str = "shares";
 /// Small values of the installation.
 pub(super) const VALUES: &str = "installation";
 /// Alerts on their way.
@@ -24,7 +25,7 @@ pub(super) const BARRIERS: &str = "barriers";
 const SCHEMA: &str = "schema";
 
 /// The version that this program knows: the number of steps.
-const VERSION: i32 = 4;
+const VERSION: i32 = 6;
 
 /// Brings the database to the current version.
 pub(super) async fn migrate(connection: &Connection) -> Result<(), Fault> {
@@ -49,6 +50,12 @@ pub(super) async fn migrate(connection: &Connection) -> Result<(), Fault> {
     }
     if stored < 4 {
         budgets(connection).await?;
+    }
+    if stored < 5 {
+        standing_still(connection).await?;
+    }
+    if stored < 6 {
+        shares(connection).await?;
     }
     if stored < VERSION {
         let raise =
@@ -94,7 +101,10 @@ async fn first_step(connection: &Connection) -> Result<(), Fault> {
         index("end", doc! { "session": 1 }, doc! { "partialFilterExpression": { "ends": true } }),
     ];
     let replies = vec![index("session", doc! { "session": 1, "started": -1 }, doc! {})];
-    create(connection, [(SESSIONS, sessions), (LOG, log), (REPLIES, replies)]).await
+    for (collection, indexes) in [(SESSIONS, sessions), (LOG, log), (REPLIES, replies)] {
+        create_indexes(connection, collection, indexes).await?;
+    }
+    Ok(())
 }
 
 async fn outbox(connection: &Connection) -> Result<(), Fault> {
@@ -103,7 +113,7 @@ async fn outbox(connection: &Connection) -> Result<(), Fault> {
         index("due", doc! { "due": 1, "_id": 1 }, waiting),
         index("age", doc! { "state": 1, "created": 1, "_id": 1 }, doc! {}),
     ];
-    create(connection, [(OUTBOX, indexes)]).await
+    create_indexes(connection, OUTBOX, indexes).await
 }
 
 /// Sessions that wait or are held, and the audit trail.
@@ -115,29 +125,47 @@ async fn handoff_and_audit(connection: &Connection) -> Result<(), Fault> {
         index("action", doc! { "action": 1, "_id": 1 }, doc! {}),
         index("session", doc! { "session": 1, "_id": 1 }, doc! { "sparse": true }),
     ];
-    create(connection, [(HANDOFFS, handoffs), (AUDIT, audit)]).await
+    create_indexes(connection, HANDOFFS, handoffs).await?;
+    create_indexes(connection, AUDIT, audit).await
 }
 
-async fn create(
-    connection: &Connection,
-    collections: impl IntoIterator<Item = (&str, Vec<Document>)>,
-) -> Result<(), Fault> {
-    for (collection, indexes) in collections {
-        let create = doc! {
-            "createIndexes": collection,
-            "indexes": indexes,
-            "writeConcern": { "w": "majority" },
-            "maxTimeMS": i64::try_from(connection.limit.as_millis()).unwrap_or(i64::MAX),
-        };
-        connection.database.run_command(create).await?;
-    }
+/// Sessions that have not ended can be walked, and know since when they stand still.
+async fn standing_still(connection: &Connection) -> Result<(), Fault> {
+    let active = index("active", doc! { "ended": 1, "_id": 1 }, doc! { "partialFilterExpression": { "ended": false } });
+    create_indexes(connection, SESSIONS, vec![active]).await?;
+    let (untouched, now) = (doc! { "touched": { "$exists": false } }, vec![doc! { "$set": { "touched": "$$NOW" } }]);
+    connection.sessions.update_many(untouched, now).await?;
+    Ok(())
+}
+
+/// Share links.
+async fn shares(connection: &Connection) -> Result<(), Fault> {
+    let indexes = vec![
+        index("session", doc! { "session": 1, "_id": -1 }, doc! {}),
+        index(
+            "request",
+            doc! { "session": 1, "request": 1 },
+            doc! { "unique": true, "partialFilterExpression": { "request": { "$exists": true } } },
+        ),
+    ];
+    create_indexes(connection, SHARES, indexes).await
+}
+
+async fn create_indexes(connection: &Connection, collection: &str, indexes: Vec<Document>) -> Result<(), Fault> {
+    let create = doc! {
+        "createIndexes": collection,
+        "indexes": indexes,
+        "writeConcern": { "w": "majority" },
+        "maxTimeMS": i64::try_from(connection.limit.as_millis()).unwrap_or(i64::MAX),
+    };
+    connection.database.run_command(create).await?;
     Ok(())
 }
 
 /// Rows of budgets are found by their `_id`, those with reservations by this.
 async fn budgets(connection: &Connection) -> Result<(), Fault> {
     let held = index("held", doc! { "key": 1 }, doc! { "partialFilterExpression": { "held": { "$gt": 0_i64 } } });
-    create(connection, [(BUDGETS, vec![held])]).await
+    create_indexes(connection, BUDGETS, vec![held]).await
 }
 
 fn index(name: &str, key: Document, options: Document) -> Document {

@@ -1,9 +1,6 @@
 //! Headers: their slots, their lists, their folded state and their keys.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use chatbox_proto::ids::SessionId;
 use mongodb::{
@@ -17,10 +14,11 @@ use super::{
     document::{self, binary, number},
     fault::Fault,
     reading::{Level, fields},
+    slots,
 };
 use crate::{
     domain::entry::Seq,
-    store::{Created, Derived, Header, NewSession, RequestKey, SessionQuery, SlotRule},
+    store::{ActiveSession, Created, Derived, Header, NewSession, RequestKey, SessionQuery, SlotRule},
 };
 
 /// Between tries of a call that somebody else got ahead of. Doubles up to the longest.
@@ -68,24 +66,28 @@ async fn look(shared: &Shared, new: &NewSession, level: Level) -> Result<Look, F
     if let Some(earlier) = earlier_call(shared, new, level).await? {
         return Ok(Look::Answer(earlier));
     }
-    let slots = match new.slot {
+    let slots_wanted = match new.slot {
         SlotRule::First => 1,
         SlotRule::AnyOf(0) => return Err(Fault::Misuse("a rule of no slots")),
         SlotRule::AnyOf(slots) => slots,
         SlotRule::Unlimited => return Ok(Look::Slot(None)),
     };
+    let mut patience = slots::Patience::default();
     loop {
-        let taken = taken_slots(shared, &new.owner).await?;
-        let free = (0..slots).find(|slot| taken.iter().all(|(_, other)| other != slot));
-        if let Some(free) = free {
+        let taken = slots::taken(shared, &new.owner).await?;
+        if let Some(free) = slots::lowest_free(&taken, slots_wanted) {
             return Ok(Look::Slot(Some(free)));
         }
-        let Some((lowest, _)) = taken.first() else { continue };
+        if let Some(pending) = taken.iter().find(|held| held.is_pending() && held.slot < slots_wanted) {
+            patience.settle(shared, pending).await?;
+            continue;
+        }
+        let Some(lowest) = taken.first().map(|held| held.id) else { continue };
         // The call itself may have made that session meanwhile.
         if let Some(earlier) = earlier_call(shared, new, Level::Current).await? {
             return Ok(Look::Answer(earlier));
         }
-        let header = by_id(shared, *lowest, Level::Current).await?;
+        let header = by_id(shared, lowest, Level::Current).await?;
         if let Some(header) = header.filter(|header| header.slot.is_some()) {
             return Ok(Look::Answer(Created::SlotTaken(header)));
         }
@@ -107,6 +109,8 @@ fn stored(new: &NewSession, slot: Option<u32>) -> Result<(RawDocumentBuf, Header
         document.insert("content", binary(&request.content));
     }
     document.extend(document::derived(new.id, &new.derived));
+    // The server puts its own time in the place of an empty one.
+    document.insert("touched", Bson::Timestamp(mongodb::bson::Timestamp { time: 0, increment: 0 }));
     let document = RawDocumentBuf::try_from(document).map_err(|_| Fault::Misuse("an owner with a zero byte"))?;
     let NewSession { id, owner, wrapped_key, created_at, derived, .. } = new.clone();
     Ok((document, Header { id, owner, slot, wrapped_key, created_at, derived }))
@@ -120,59 +124,14 @@ async fn earlier_call(shared: &Shared, new: &NewSession, level: Level) -> Result
     if document::id(&found, "content")? != *content {
         return Ok(Some(Created::RequestReused));
     }
-    let mut headers = vec![document::header(&found)?];
-    hide_freed_slots(shared, &mut headers).await?;
-    Ok(headers.pop().map(Created::Repeated))
-}
-
-/// Who holds the owner's slots, lowest first. Slots whose sessions have ended are free, whatever the headers say: the end
-/// is in the log, and freeing the slot may have been lost.
-async fn taken_slots(shared: &Shared, owner: &str) -> Result<Vec<(SessionId, u32)>, Fault> {
-    let filter = doc! { "owner": owner, "slot": { "$exists": true } };
-    let options = FindOptions::builder().sort(doc! { "slot": 1 }).projection(doc! { "slot": 1 }).build();
-    let mut taken = Vec::new();
-    for held in shared.many(&shared.connection.sessions, filter, options, Level::Majority).await? {
-        let slot = u32::try_from(document::seq(&held, "slot")?).map_err(|_| Fault::Corrupt("slot"))?;
-        taken.push((SessionId::from_bytes(document::id(&held, "_id")?), slot));
-    }
-    let ended = ended(shared, taken.iter().map(|(id, _)| *id)).await?;
-    for id in &ended {
-        let filter = doc! { "_id": binary(id.as_bytes()), "slot": { "$exists": true } };
-        shared.connection.sessions.update_one(filter, doc! { "$unset": { "slot": "" } }).await?;
-    }
-    taken.retain(|(id, _)| !ended.contains(id));
-    Ok(taken)
-}
-
-/// Those of these sessions whose end is in their logs.
-async fn ended(shared: &Shared, ids: impl Iterator<Item = SessionId>) -> Result<HashSet<SessionId>, Fault> {
-    let among: Vec<Bson> = ids.map(|id| binary(id.as_bytes()).into()).collect();
-    if among.is_empty() {
-        return Ok(HashSet::new());
-    }
-    let filter = doc! { "session": { "$in": among }, "ends": true };
-    let options = fields(doc! { "session": 1 });
-    let found = shared.many(&shared.connection.log, filter, options, Level::Majority).await?;
-    found.iter().map(|found| document::id(found, "session").map(SessionId::from_bytes)).collect()
-}
-
-async fn hide_freed_slots(shared: &Shared, headers: &mut [Header]) -> Result<(), Fault> {
-    let holders = headers.iter().filter(|header| header.slot.is_some()).map(|header| header.id);
-    let ended = ended(shared, holders).await?;
-    for header in headers.iter_mut().filter(|header| ended.contains(&header.id)) {
-        header.slot = None;
-        shared.companions.free_slot(header.id).await;
-    }
-    Ok(())
+    Ok(slots::headers(shared, &[found]).await?.pop().map(Created::Repeated))
 }
 
 pub(super) async fn by_id(shared: &Shared, id: SessionId, level: Level) -> Result<Option<Header>, Fault> {
     let filter = doc! { "_id": binary(id.as_bytes()) };
     let found = shared.one(&shared.connection.sessions, filter, header_fields(), level).await?;
     let Some(found) = found else { return Ok(None) };
-    let mut headers = vec![document::header(&found)?];
-    hide_freed_slots(shared, &mut headers).await?;
-    Ok(headers.pop())
+    Ok(slots::headers(shared, &[found]).await?.pop())
 }
 
 pub(super) async fn active(shared: &Shared, owner: &str) -> Result<Option<Header>, Fault> {
@@ -191,9 +150,7 @@ pub(super) async fn list(shared: &Shared, query: SessionQuery) -> Result<Vec<Hea
     options.sort = Some(doc! { "order": -1 });
     options.limit = Some(i64::from(query.limit));
     let found = shared.many(&shared.connection.sessions, filter, options, Level::Majority).await?;
-    let mut headers = found.iter().map(|found| document::header(found)).collect::<Result<Vec<_>, _>>()?;
-    hide_freed_slots(shared, &mut headers).await?;
-    Ok(headers)
+    slots::headers(shared, &found).await
 }
 
 pub(super) async fn replace_expected(
@@ -224,6 +181,32 @@ pub(super) async fn unfinished(
         }
     }
     Ok(all.into_iter().take(limit as usize).collect())
+}
+
+/// The server compares its own clock with itself.
+pub(super) async fn active_sessions(
+    shared: &Shared,
+    after: Option<SessionId>,
+    limit: u32,
+) -> Result<Vec<ActiveSession>, Fault> {
+    let mut filter = doc! { "ended": false };
+    walk(&mut filter, after);
+    let still = doc! { "$subtract": ["$$NOW", { "$toDate": { "$ifNull": ["$touched", "$$NOW"] } }] };
+    let options = FindOptions::builder()
+        .sort(doc! { "_id": 1 })
+        .limit(i64::from(limit))
+        .projection(doc! { "applied": 1, "still": { "$toLong": still } })
+        .build();
+    let found = shared.many(&shared.connection.sessions, filter, options, Level::Majority).await?;
+    let read = |found: &RawDocumentBuf| -> Result<_, Fault> {
+        let still = found.get_i64("still").map_err(|_| Fault::Corrupt("touched"))?;
+        Ok(ActiveSession {
+            id: SessionId::from_bytes(document::id(found, "_id")?),
+            applied_seq: document::seq(found, "applied")?,
+            still_for: Duration::from_millis(u64::try_from(still).unwrap_or(0)),
+        })
+    };
+    found.iter().map(read).collect()
 }
 
 pub(super) async fn keys(

@@ -45,6 +45,11 @@ pub(super) fn append(db: &Connection, append: &Append) -> Result<Verdict<Appende
     if !fits {
         return Ok(Verdict::Undo(Appended::Conflict));
     }
+    if let Some(rule) = append.takes_slot
+        && !sessions::take_slot(db, id, rule)?
+    {
+        return Ok(Verdict::Undo(Appended::NoSlot));
+    }
     let mut insert_key = db.prepare_cached(INSERT_KEY)?;
     for message in &append.messages {
         let inserted = insert_key.execute(params![

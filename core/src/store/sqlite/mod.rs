@@ -17,6 +17,7 @@ mod reader;
 mod replies;
 mod schema;
 mod sessions;
+mod shares;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -42,8 +43,8 @@ use self::{
     writer::{Verdict, Writer, WriterThread},
 };
 use super::{
-    Append, AppendId, Appended, BootId, Created, Derived, Header, KeyedHash, LogDocument, MessageKey, NewSession,
-    ReplyLease, ReplyRow, SessionQuery, SessionStore, StoreError, StoreErrorKind,
+    ActiveSession, Append, AppendId, Appended, BootId, Created, Derived, Header, KeyedHash, LogDocument, MessageKey,
+    NewSession, ReplyLease, ReplyRow, SessionQuery, SessionStore, StoreError, StoreErrorKind,
 };
 use crate::domain::entry::Seq;
 
@@ -207,6 +208,10 @@ impl SessionStore for SqliteStore {
         let bytes = derived.state.len();
         let replace = move |db: &_| sessions::replace_expected(db, session_id, expected, &derived);
         self.writer.submit("replace_derived", bytes, replace).await
+    }
+
+    async fn active_sessions(&self, after: Option<SessionId>, limit: u32) -> Result<Vec<ActiveSession>, StoreError> {
+        self.readers.submit("active_sessions", move |db| sessions::active_sessions(db, after, limit)).await
     }
 
     async fn unfinished_sessions(

@@ -144,6 +144,24 @@ pub(super) const STEPS: &[&str] = &[
         session_id BLOB CHECK (length(session_id) = 16),
         PRIMARY KEY (day, subject, id)
     ) STRICT, WITHOUT ROWID;",
+    // When the folded state was written, by this machine's clock. The index changes when a session is made or ends, not with
+    // every append.
+    "ALTER TABLE sessions ADD COLUMN touched INTEGER NOT NULL DEFAULT 0;
+    UPDATE sessions SET touched = CAST(unixepoch('subsec') * 1000 AS INTEGER);
+    CREATE INDEX sessions_active ON sessions (id) WHERE ended = 0;",
+    "CREATE TABLE shares (
+        id              BLOB NOT NULL PRIMARY KEY CHECK (length(id) = 16),
+        session_id      BLOB NOT NULL CHECK (length(session_id) = 16),
+        secret_hash     BLOB NOT NULL CHECK (length(secret_hash) = 16),
+        snapshot        INTEGER,
+        created_at      INTEGER NOT NULL,
+        expires_at      INTEGER,
+        revoked         INTEGER NOT NULL CHECK (revoked IN (0, 1)),
+        request_id      BLOB CHECK (length(request_id) = 16),
+        request_content BLOB CHECK (length(request_content) = 16)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX shares_by_session ON shares (session_id, id);
+    CREATE UNIQUE INDEX shares_by_request ON shares (session_id, request_id) WHERE request_id IS NOT NULL;",
 ];
 
 /// When a commit reaches the disk.

@@ -1,5 +1,7 @@
 //! Headers: their slots, their lists and their folded state.
 
+use std::time::Duration;
+
 use chatbox_proto::ids::SessionId;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
@@ -11,7 +13,7 @@ use super::{
 };
 use crate::{
     domain::entry::Seq,
-    store::{Created, Derived, Header, NewSession, RequestKey, SessionQuery, SlotRule},
+    store::{ActiveSession, Created, Derived, Header, NewSession, RequestKey, SessionQuery, SlotRule},
 };
 
 pub(super) const BY_ID: &str = concat!("SELECT ", header_columns!(), " FROM sessions WHERE id = ?1");
@@ -25,7 +27,8 @@ pub(super) const LOWEST_SLOT: &str =
 pub(super) const TAKEN_SLOTS: &str =
     "SELECT slot FROM sessions WHERE owner = ?1 AND slot IS NOT NULL AND slot < ?2 ORDER BY slot";
 const INSERT: &str = "INSERT INTO sessions (id, owner, slot, wrapped_key, created_at, applied_seq, state, last_activity, \
-     ended, unfinished, request_id, request_content) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+     ended, unfinished, request_id, request_content, touched) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, \
+     CAST(unixepoch('subsec') * 1000 AS INTEGER))";
 pub(super) const ACTIVE: &str = concat!(
     "SELECT ",
     header_columns!(),
@@ -54,9 +57,13 @@ pub(super) const KEYS: &str = "SELECT id, wrapped_key FROM sessions WHERE id > ?
 pub(super) const REPLACE_KEY: &str =
     "UPDATE sessions SET wrapped_key = ?3 WHERE id = ?1 AND wrapped_key = ?2 AND length(?2) > 0 AND length(?3) > 0";
 pub(super) const REPLACE_OLDER: &str = "UPDATE sessions SET applied_seq = ?2, state = ?3, last_activity = ?4, ended = ?5, \
-     unfinished = ?6 WHERE id = ?1 AND applied_seq < ?2";
+     unfinished = ?6, touched = CAST(unixepoch('subsec') * 1000 AS INTEGER) WHERE id = ?1 AND applied_seq < ?2";
 pub(super) const REPLACE_EXPECTED: &str = "UPDATE sessions SET applied_seq = ?2, state = ?3, last_activity = ?4, \
-     ended = ?5, unfinished = ?6 WHERE id = ?1 AND applied_seq = ?7 AND applied_seq <= ?2";
+     ended = ?5, unfinished = ?6, touched = CAST(unixepoch('subsec') * 1000 AS INTEGER) WHERE id = ?1 AND applied_seq = ?7 AND applied_seq <= ?2";
+pub(super) const TAKE_SLOT: &str = "UPDATE sessions SET slot = ?2 WHERE id = ?1 AND slot IS NULL";
+/// Walks its own small index: the one by activity would have to begin with every owner.
+pub(super) const ACTIVE_BY_ID: &str = "SELECT id, applied_seq, CAST(unixepoch('subsec') * 1000 AS INTEGER) - touched FROM sessions \
+     WHERE ended = 0 AND id > ?1 ORDER BY id LIMIT ?2";
 pub(super) const FREE_SLOT: &str = "UPDATE sessions SET slot = NULL WHERE id = ?1 AND slot IS NOT NULL";
 
 pub(super) const ERASE: &str = "UPDATE sessions SET wrapped_key = x'', state = x'', slot = NULL, ended = 1, unfinished = 0, \
@@ -236,6 +243,38 @@ pub(super) fn replace_expected(
         number(expected),
     ])?;
     Ok(Verdict::Keep(changed > 0))
+}
+
+/// Gives a session one of its owner's free slots; `false`: there is none.
+pub(super) fn take_slot(db: &Connection, id: SessionId, rule: SlotRule) -> Result<bool, Fault> {
+    let Some(header) = by_id(db, id)? else { return Ok(false) };
+    if header.slot.is_some() {
+        return Ok(true);
+    }
+    match free_slot(db, &header.owner, rule)? {
+        Slot::Free(slot) => {
+            db.prepare_cached(TAKE_SLOT)?.execute(params![id.as_bytes(), slot])?;
+            Ok(true)
+        }
+        Slot::NotNeeded => Ok(true),
+        Slot::Taken(_) => Ok(false),
+    }
+}
+
+pub(super) fn active_sessions(
+    db: &Connection,
+    after: Option<SessionId>,
+    limit: u32,
+) -> Result<Vec<ActiveSession>, Fault> {
+    let mut statement = db.prepare_cached(ACTIVE_BY_ID)?;
+    let sessions = statement.query_map(params![bound(after.as_ref()), limit], |row| {
+        Ok(ActiveSession {
+            id: SessionId::from_bytes(row.get(0)?),
+            applied_seq: column::seq(row, 1)?,
+            still_for: Duration::from_millis(u64::try_from(row.get::<_, i64>(2)?).unwrap_or(0)),
+        })
+    })?;
+    Ok(sessions.collect::<Result<_, _>>()?)
 }
 
 pub(super) fn release_slot(db: &Connection, id: SessionId) -> Result<(), Fault> {

@@ -12,6 +12,7 @@ interface View {
   readonly state: ConversationState;
   readonly status: LinkStatus;
   readonly runningReply: string | null;
+  readonly lastReply: string | null;
   readonly loadingHistory: boolean;
   readonly historyFailed: boolean;
 }
@@ -20,6 +21,7 @@ const NOTHING: View = {
   state: EMPTY,
   status: { phase: 'idle' },
   runningReply: null,
+  lastReply: null,
   loadingHistory: false,
   historyFailed: false,
 };
@@ -85,6 +87,7 @@ function publish(): void {
     state: current.state,
     status: current.status,
     runningReply: current.runningReply,
+    lastReply: current.lastReply,
     loadingHistory: current.loadingHistory,
     historyFailed: current.historyError !== null,
   };
@@ -122,6 +125,22 @@ export async function stop(): Promise<void> {
     await current?.stop();
   } catch (error) {
     toast.value = sayError(error, 'The answer could not be stopped.');
+  }
+}
+
+export async function regenerate(): Promise<void> {
+  try {
+    await current?.regenerate();
+  } catch (error) {
+    toast.value = sayError(error, 'The answer could not be made again.');
+  }
+}
+
+export async function selectModel(model: string): Promise<void> {
+  try {
+    await current?.selectModel(model);
+  } catch (error) {
+    toast.value = sayError(error, 'The model could not be chosen.');
   }
 }
 

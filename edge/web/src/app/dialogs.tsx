@@ -1,6 +1,8 @@
 import { useEffect, useRef } from 'preact/hooks';
 import { sessionId } from './chat';
+import { Rename } from './rename';
 import { active, choose, doomed, end, erase, question, replace, titleOf } from './sessions';
+import { Sharing } from './sharing';
 
 /** What is asked, and what happens then. */
 const WORDS = {
@@ -31,6 +33,13 @@ export function Dialogs() {
     if (asked !== null && !ref.current?.open) ref.current?.showModal();
     if (asked === null) ref.current?.close();
   }, [asked]);
+  if (asked === 'rename' || asked === 'share') {
+    return (
+      <dialog ref={ref} class="dialog" aria-labelledby="question" onClose={cancel}>
+        {asked === 'rename' ? <Rename onCancel={cancel} /> : <Sharing onCancel={cancel} />}
+      </dialog>
+    );
+  }
   const words = WORDS[asked ?? 'end'];
   return (
     <dialog ref={ref} class="dialog" aria-labelledby="question" onClose={cancel}>

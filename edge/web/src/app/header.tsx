@@ -1,9 +1,9 @@
 import { useEffect, useState } from 'preact/hooks';
 import type { Session } from '../client';
-import { isEnded, reconnect, requestHelp, session, view } from './chat';
+import { isEnded, reconnect, requestHelp, selectModel, session, view } from './chat';
 import { Icon } from './icons';
 import { ModelLabel } from './model-label';
-import { busy, question, titleOf } from './sessions';
+import { busy, models, question, titleOf } from './sessions';
 import { drawerOpen, isPhone } from './ui';
 import { sayStatus } from './wording';
 
@@ -30,12 +30,18 @@ export function Header() {
         <h1>{shown ? titleOf(shown) : 'Chatbox'}</h1>
         {shown?.model ? (
           <p class="model">
-            <ModelLabel id={shown.model} />
+            <ModelPicker id={shown.model} />
           </p>
         ) : null}
       </div>
       {isEnded.value ? <span class="status ended">Ended</span> : <Status />}
       {shown && !isEnded.value && mayAsk(shown) ? <AskForPerson /> : null}
+      {shown && (shown.messageCount ?? 0) > 0 ? (
+        <>
+          <HeaderButton icon="pencil" label="Rename this conversation" ask="rename" />
+          <HeaderButton icon="share" label="Share this conversation" ask="share" />
+        </>
+      ) : null}
       {shown && !isEnded.value && (shown.messageCount ?? 0) > 0 ? (
         <button
           type="button"
@@ -51,6 +57,22 @@ export function Header() {
         </button>
       ) : null}
     </header>
+  );
+}
+
+function HeaderButton({ icon, label, ask }: { icon: 'pencil' | 'share'; label: string; ask: 'rename' | 'share' }) {
+  return (
+    <button
+      type="button"
+      class="icon-button"
+      aria-label={label}
+      title={label}
+      onClick={() => {
+        question.value = ask;
+      }}
+    >
+      <Icon name={icon} />
+    </button>
   );
 }
 
@@ -77,6 +99,28 @@ function AskForPerson() {
     >
       <Icon name="person" />
     </button>
+  );
+}
+
+/** Another model can answer from the next message on, where there is a choice. */
+function ModelPicker({ id }: { id: string }) {
+  if (isEnded.value || models.value.length < 2) return <ModelLabel id={id} />;
+  const known = models.value.some((model) => model.id === id);
+  return (
+    <select
+      class="model-picker"
+      aria-label="Model"
+      value={id}
+      disabled={view.value.status.phase !== 'live'}
+      onChange={(event) => void selectModel(event.currentTarget.value)}
+    >
+      {known ? null : <option value={id}>{id}</option>}
+      {models.value.map((model) => (
+        <option key={model.id} value={model.id}>
+          {model.name || model.id}
+        </option>
+      ))}
+    </select>
   );
 }
 

@@ -3,7 +3,7 @@ import type { ConversationState } from '../client';
 import { isEnded, loadOlder, read, session, view } from './chat';
 import { Icon, Mark } from './icons';
 import { Dots, PendingRow, Row } from './message';
-import { begin, busy, isDemo, models, replace } from './sessions';
+import { begin, busy, isDemo, models, reopen, replace } from './sessions';
 import { nameOf } from './wording';
 
 /** This close to the end counts as being there. */
@@ -123,6 +123,9 @@ function Ended() {
   return (
     <div class="ended-note">
       <p>This conversation has ended. It can still be read.</p>
+      <button type="button" class="button" disabled={busy.value} onClick={() => void reopen()}>
+        Go on with it
+      </button>
       <button type="button" class="button" disabled={busy.value} onClick={() => void begin()}>
         New conversation
       </button>

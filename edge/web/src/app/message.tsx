@@ -1,7 +1,7 @@
 import { Component, type ComponentChildren } from 'preact';
 import { useState } from 'preact/hooks';
 import { isFinished, type Item, type Message, type MessageItem, type Pending } from '../client';
-import { discard, isEnded, resend } from './chat';
+import { discard, isEnded, regenerate, resend, view } from './chat';
 import { copyText } from './clipboard';
 import { Icon, Mark } from './icons';
 import { Markdown } from './markdown-view';
@@ -72,9 +72,10 @@ function Reply({ message, running }: { message: Message; running: string | undef
   const text = finished ? (message.text ?? '') : (running ?? message.text ?? '');
   const finish = sayFinish(message.reply?.finishReason);
   const reason = message.reply?.finishReason ?? '';
+  const replaced = Boolean(message.reply?.supersededBy);
   return (
     <article
-      class={message.reply?.supersededBy ? 'message reply superseded' : 'message reply'}
+      class={replaced ? 'message reply superseded' : 'message reply'}
       data-message={message.messageId}
       data-state={finished ? 'finished' : 'running'}
       data-finish={finished ? reason.replace('FINISH_REASON_', '') : undefined}
@@ -90,11 +91,29 @@ function Reply({ message, running }: { message: Message; running: string | undef
         {finished ? (
           <footer class="message-foot">
             {finish ? <span class="finish">{finish}</span> : null}
+            {replaced ? <span class="finish">Replaced by the answer below</span> : null}
             {text === '' ? null : <CopyAnswer text={text} />}
+            <Again id={message.messageId ?? ''} />
           </footer>
         ) : null}
       </div>
     </article>
+  );
+}
+
+/** Only below the last answer. */
+function Again({ id }: { id: string }) {
+  const [busy, setBusy] = useState(false);
+  if (view.value.lastReply !== id || view.value.status.phase !== 'live') return null;
+  const again = () => {
+    setBusy(true);
+    void regenerate().finally(() => setBusy(false));
+  };
+  return (
+    <button type="button" class="foot-button" aria-label="Answer again" disabled={busy} onClick={again}>
+      <Icon name="retry" />
+      Again
+    </button>
   );
 }
 

@@ -15,9 +15,13 @@ const titles = signal<Readonly<Record<string, string>>>({});
 
 export const hasMore = computed(() => next.value !== '');
 /** What the person was asked to confirm. */
-export const question = signal<'end' | 'replace' | 'delete' | null>(null);
+export const question = signal<'end' | 'replace' | 'rename' | 'share' | 'delete' | null>(null);
 /** The conversation that is asked about before it is deleted. */
 export const doomed = signal<Session | null>(null);
+/** What is looked for in the names of conversations. */
+export const searched = signal('');
+/** Those that were found; null while nothing is looked for. */
+export const found = signal<readonly Session[] | null>(null);
 /** A beginning or an ending is under way. */
 export const busy = signal(false);
 
@@ -57,6 +61,8 @@ export function forgetSessions(): void {
   next.value = '';
   titles.value = {};
   models.value = [];
+  searched.value = '';
+  found.value = null;
   question.value = null;
   doomed.value = null;
 }
@@ -196,6 +202,52 @@ export async function replace(model = ''): Promise<void> {
   });
 }
 
+export async function rename(name: string): Promise<void> {
+  question.value = null;
+  await act('The conversation could not be renamed.', async () => {
+    const renamed = await api.renameSession(sessionId.value, name);
+    listed.value = listed.value.map((one) => (one.sessionId === renamed.sessionId ? renamed : one));
+    // The live feed tells the one on the screen; an ended one has none.
+    if (renamed.status === 'SESSION_STATUS_ENDED') show(renamed.sessionId ?? '', true);
+  });
+}
+
+/** Goes on with an ended conversation; by default a person has one at a time. */
+export async function reopen(): Promise<void> {
+  await act('The conversation could not be continued.', async () => {
+    const reopened = await api.reopenSession(sessionId.value);
+    show(reopened.sessionId ?? '', false);
+    await loadSessions();
+  });
+}
+
+/** How many pages without a hit are looked through for one search. */
+const MAX_SEARCH_PAGES = 10;
+
+export async function search(text: string): Promise<void> {
+  searched.value = text;
+  const wanted = text.trim();
+  if (wanted === '') {
+    found.value = null;
+    return;
+  }
+  const asked = era;
+  try {
+    const hits: Session[] = [];
+    let pageToken = '';
+    for (let pages = 0; pages < MAX_SEARCH_PAGES && hits.length < 50; pages += 1) {
+      const page = await api.sessions({ nameContains: wanted.slice(0, 100), pageToken });
+      if (asked !== era || searched.value.trim() !== wanted) return;
+      hits.push(...(page.sessions ?? []));
+      pageToken = page.nextPageToken ?? '';
+      if (pageToken === '') break;
+    }
+    found.value = hits;
+  } catch (error) {
+    toast.value = sayError(error, 'The conversations could not be searched.');
+  }
+}
+
 export async function end(): Promise<void> {
   question.value = null;
   await act('The conversation could not be ended.', async () => {
@@ -226,6 +278,7 @@ export async function erase(): Promise<void> {
 /** Nothing of a destroyed conversation stays in this tab. */
 function drop(id: string): void {
   listed.value = listed.peek().filter((one) => one.sessionId !== id);
+  found.value = found.peek()?.filter((one) => one.sessionId !== id) ?? null;
   const { [id]: _, ...others } = titles.peek();
   titles.value = others;
   forget(id);

@@ -3,7 +3,20 @@ import type { Session } from '../client';
 import { refuse, userName } from './auth';
 import { leave, sessionId } from './chat';
 import { Icon, Mark } from './icons';
-import { askToDelete, begin, busy, choose, hasMore, loadMore, modelName, sessions, titleOf } from './sessions';
+import {
+  askToDelete,
+  begin,
+  busy,
+  choose,
+  found,
+  hasMore,
+  loadMore,
+  modelName,
+  search,
+  searched,
+  sessions,
+  titleOf,
+} from './sessions';
 import { forgetAll } from './storage';
 import { dateAndTime, drawerOpen, isPhone, when } from './ui';
 
@@ -44,6 +57,7 @@ export function Sidebar() {
           <Icon name="plus" />
           New conversation
         </button>
+        <Search />
         <nav class="sessions" aria-label="Your conversations">
           <List />
         </nav>
@@ -72,7 +86,43 @@ function signOut(): void {
   refuse('You have signed out of this tab.');
 }
 
+const SEARCH_AFTER_MS = 250;
+
+function Search() {
+  const timer = useRef<ReturnType<typeof setTimeout>>(undefined);
+  const onInput = (text: string) => {
+    clearTimeout(timer.current);
+    timer.current = setTimeout(() => void search(text), SEARCH_AFTER_MS);
+  };
+  return (
+    <div class="search" role="search">
+      <Icon name="search" />
+      <input
+        type="search"
+        maxLength={100}
+        placeholder="Search"
+        aria-label="Search conversations by name"
+        value={searched.value}
+        onInput={(event) => onInput(event.currentTarget.value)}
+      />
+    </div>
+  );
+}
+
 function List() {
+  const hits = found.value;
+  if (hits !== null) {
+    return (
+      <section aria-label="Found" aria-live="polite">
+        <h2>{hits.length === 0 ? 'Nothing found' : 'Found'}</h2>
+        <ul>
+          {hits.map((one) => (
+            <Row key={one.sessionId} one={one} />
+          ))}
+        </ul>
+      </section>
+    );
+  }
   const groups = Object.entries(byAge(sessions.value));
   if (groups.length === 0) return <p class="muted none">Your conversations appear here.</p>;
   return (

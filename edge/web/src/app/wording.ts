@@ -61,8 +61,10 @@ export function sayNotice(item: NoticeItem): string | null {
   if (entry.released) {
     return entry.released.lapsed ? 'The person is gone; you are in the queue again' : 'The assistant answers again';
   }
-  if (entry.renamed) return `Renamed to “${entry.renamed.name ?? ''}”`;
+  // A name that was made by itself is nothing anybody did.
+  if (entry.renamed) return entry.renamed.automatic ? null : `Renamed to “${entry.renamed.name ?? ''}”`;
   if (entry.shared) return entry.shared.revoked ? 'A share link was revoked' : 'A share link was made';
+  if (entry.reopened) return 'The conversation goes on';
   if (entry.erased) return 'The content was destroyed';
   return null;
 }

@@ -1,10 +1,16 @@
 import type {
   CreateSessionRequestJson,
   CreateSessionResponseJson,
+  CreateShareRequestJson,
+  CreateShareResponseJson,
   EndSessionResponseJson,
   GetSessionResponseJson,
+  GetSharedSessionResponseJson,
   ListModelsResponseJson,
   ListSessionsRequestJson,
+  ListSharesResponseJson,
+  ReopenSessionResponseJson,
+  UpdateSessionResponseJson,
 } from './gen/chatbox/v1/chat_core_pb';
 import { ChatboxError } from './errors';
 import type { MessagesPage, Session, SessionsPage } from './wire';
@@ -17,6 +23,8 @@ export interface ApiOptions {
   fetch?: typeof fetch;
   timeoutMs?: number;
 }
+
+export type ShareRequest = Omit<CreateShareRequestJson, 'sessionId'>;
 
 export interface MessagesQuery {
   pageSize?: number;
@@ -63,12 +71,48 @@ export class Api {
     return ended.session ?? {};
   }
 
+  async renameSession(sessionId: string, name: string): Promise<Session> {
+    const path = `sessions/${encodeURIComponent(sessionId)}`;
+    const renamed = await this.#call<UpdateSessionResponseJson>('PATCH', path, {}, { name });
+    return renamed.session ?? {};
+  }
+
+  async reopenSession(sessionId: string): Promise<Session> {
+    const path = `sessions/${encodeURIComponent(sessionId)}/reopen`;
+    const reopened = await this.#call<ReopenSessionResponseJson>('POST', path, {}, {});
+    return reopened.session ?? {};
+  }
+
+  /** Makes a link; its secret is told this once. */
+  createShare(sessionId: string, request: ShareRequest): Promise<CreateShareResponseJson> {
+    return this.#call('POST', `sessions/${encodeURIComponent(sessionId)}/shares`, {}, request);
+  }
+
+  shares(sessionId: string): Promise<ListSharesResponseJson> {
+    return this.#call('GET', `sessions/${encodeURIComponent(sessionId)}/shares`);
+  }
+
+  async revokeShare(sessionId: string, shareId: string): Promise<void> {
+    const path = `sessions/${encodeURIComponent(sessionId)}/shares/${encodeURIComponent(shareId)}/revoke`;
+    await this.#call<object>('POST', path, {}, {});
+  }
+
+  /** What a link shows, to whoever has its secret: that is the token then. */
+  shared(shareId: string, pageToken = ''): Promise<GetSharedSessionResponseJson> {
+    return this.#call('GET', `shared/${encodeURIComponent(shareId)}`, { pageToken });
+  }
+
   /** Destroys a session and everything in it, for good. */
   async deleteSession(sessionId: string): Promise<void> {
     await this.#call('DELETE', `sessions/${encodeURIComponent(sessionId)}`);
   }
 
-  async #call<T>(method: 'GET' | 'POST' | 'DELETE', path: string, query: Query = {}, body?: object): Promise<T> {
+  async #call<T>(
+    method: 'GET' | 'POST' | 'PATCH' | 'DELETE',
+    path: string,
+    query: Query = {},
+    body?: object,
+  ): Promise<T> {
     const url = new URL(`api/v1/${path}`, this.#options.base);
     for (const [name, value] of Object.entries(query)) {
       if (value !== undefined && value !== '') url.searchParams.set(name, String(value));

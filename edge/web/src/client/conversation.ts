@@ -158,6 +158,25 @@ export class Conversation {
     if (messageId !== null) await this.#link.request({ stop: { messageId } }, { repeat: true });
   }
 
+  /** The last reply, when it may be generated once more: nothing runs, and nobody has written since. */
+  get lastReply(): string | null {
+    if (this.isEnded || this.#state.session?.responder === 'RESPONDER_ADMIN' || this.#state.pending.length > 0) return null;
+    const last = this.#state.items.findLast((item) => item.kind === 'message');
+    if (last?.kind !== 'message' || last.message.sender?.role !== 'SENDER_ROLE_ASSISTANT') return null;
+    return isFinished(last.message) ? last.id : null;
+  }
+
+  /** Has the last reply generated once more; the older one stays in history. */
+  async regenerate(): Promise<void> {
+    const messageId = this.lastReply;
+    if (messageId !== null) await this.#link.request({ regenerate: { messageId } }, { repeat: false });
+  }
+
+  /** Chooses the model that answers from the next reply on. */
+  async selectModel(model: string): Promise<void> {
+    await this.#link.request({ selectModel: { model } }, { repeat: false });
+  }
+
   /** Says how far somebody has read; a monotonic maximum. */
   read(seq: number): void {
     if (seq <= this.#readSeq || this.isEnded || this.#status.phase !== 'live') return;

@@ -208,6 +208,13 @@ function afterEntry(session: Session | null, entry: Entry): Session | null {
   if (entry.renamed) next.name = entry.renamed.name ?? '';
   if (entry.ended || entry.erased) next.status = 'SESSION_STATUS_ENDED';
   if (entry.ended && entry.createTime !== undefined) next.endTime = entry.createTime;
+  if (entry.reopened) {
+    next.status = 'SESSION_STATUS_ACTIVE';
+    next.responder = 'RESPONDER_ASSISTANT';
+    delete next.endTime;
+    delete next.heldBy;
+    delete next.help;
+  }
   if (entry.helpRequested) {
     const since = entry.createTime === undefined ? {} : { requestTime: entry.createTime };
     next.help = { state: 'HELP_STATE_REQUESTED', ...since };

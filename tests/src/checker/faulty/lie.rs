@@ -150,6 +150,7 @@ pub(super) fn second_end(append: &Append, key: &DataKey) -> Result<Option<Append
         count: 1,
         messages: Vec::new(),
         ends_session: false,
+        takes_slot: None,
         reply_started: None,
         reply_finished: None,
         ..append.clone()

@@ -13,8 +13,8 @@ use chatbox_core::{
     domain::entry::{EntryKind, Seq},
     seal::{DataKey, KeyRing},
     store::{
-        Append, AppendId, Appended, BootId, Created, Derived, Header, KeyedHash, LogDocument, MessageKey, NewSession,
-        ReplyLease, ReplyRow, SessionQuery, SessionStore, StoreError, StoreErrorKind,
+        ActiveSession, Append, AppendId, Appended, BootId, Created, Derived, Header, KeyedHash, LogDocument,
+        MessageKey, NewSession, ReplyLease, ReplyRow, SessionQuery, SessionStore, StoreError, StoreErrorKind,
     },
 };
 use chatbox_proto::ids::{MessageId, SessionId};
@@ -242,6 +242,10 @@ impl SessionStore for FaultyStore {
         derived: Derived,
     ) -> Result<bool, StoreError> {
         self.write(Call::ReplaceDerived, self.inner.replace_derived(session_id, expected, derived)).await
+    }
+
+    async fn active_sessions(&self, after: Option<SessionId>, limit: u32) -> Result<Vec<ActiveSession>, StoreError> {
+        self.inner.active_sessions(after, limit).await
     }
 
     async fn unfinished_sessions(

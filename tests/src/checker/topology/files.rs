@@ -42,6 +42,7 @@ impl Program {
         command
             .env_clear()
             .env("RUST_BACKTRACE", "1")
+            .env("CHATBOX_CORE_SESSION_NAMING", "off")
             .envs(self.vars.iter().map(|(name, value)| (name, value)))
             .arg("--config")
             .arg(self.folder.join(format!("{}.toml", self.name)))

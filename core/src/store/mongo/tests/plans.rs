@@ -36,6 +36,7 @@ fn append(session_id: SessionId, expected_head: u64) -> Append {
         sealed: vec![2],
         messages: vec![MessageKey { key, content: key, message_id, seq: expected_head + 1 }],
         ends_session: expected_head == 9,
+        takes_slot: None,
         derived: derived(expected_head + 1),
         reply_started: Some(ReplyRow {
             session_id,

@@ -23,6 +23,7 @@ fn append(session_id: SessionId, expected_head: u64) -> Append {
         sealed: vec![2],
         messages: Vec::new(),
         ends_session: false,
+        takes_slot: None,
         derived: derived(expected_head + 1),
         reply_started: None,
         reply_finished: None,

@@ -102,6 +102,7 @@ pub(super) fn append(id: SessionId, session: usize, head: u64) -> Append {
         sealed: content(session, head + 1),
         messages: Vec::new(),
         ends_session: false,
+        takes_slot: None,
         derived: state(head + 1),
         reply_started: None,
         reply_finished: None,
@@ -127,6 +128,7 @@ pub(super) fn word(verdict: &Result<Appended, StoreError>) -> String {
     match verdict {
         Ok(Appended::Done(_)) => "Done".to_owned(),
         Ok(Appended::Conflict) => "Conflict".to_owned(),
+        Ok(Appended::NoSlot) => "NoSlot".to_owned(),
         Err(error) => format!("{:?}", error.kind()),
     }
 }

@@ -48,6 +48,7 @@ fn append(session_id: SessionId, expected_head: u64, bytes: usize) -> Append {
         sealed: vec![7; bytes],
         messages: Vec::new(),
         ends_session: false,
+        takes_slot: None,
         derived: state(expected_head + 1),
         reply_started: None,
         reply_finished: None,

@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 use super::SqliteFixture;
-use crate::store::sqlite::{audit, budgets, handoff, log, marks, outbox, replies, sessions};
+use crate::store::sqlite::{audit, budgets, handoff, log, marks, outbox, replies, sessions, shares};
 
 /// The steps of a query's plan that grow with the table instead of with the answer.
 fn offences(db: &Connection, sql: &str) -> Vec<String> {
@@ -33,6 +33,8 @@ async fn every_query_is_answered_from_an_index() {
         sessions::REPLACE_OLDER,
         sessions::REPLACE_EXPECTED,
         sessions::FREE_SLOT,
+        sessions::TAKE_SLOT,
+        sessions::ACTIVE_BY_ID,
         sessions::ERASE,
         log::EXISTS,
         log::HEAD,
@@ -50,6 +52,11 @@ async fn every_query_is_answered_from_an_index() {
         marks::REMOVE_ALL,
         marks::VALUE,
         marks::REPLACE_VALUE,
+        shares::BY_ID,
+        shares::BY_REQUEST,
+        shares::OF_SESSION,
+        shares::REVOKE,
+        shares::REMOVE,
         outbox::DUE,
         outbox::LIST,
         outbox::SETTLE,

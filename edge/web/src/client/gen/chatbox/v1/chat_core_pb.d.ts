@@ -433,7 +433,8 @@ export declare const ListSessionsRequestSchema: GenMessage<ListSessionsRequest, 
  */
 export declare type ListSessionsResponse = Message<"chatbox.v1.ListSessionsResponse"> & {
   /**
-   * Last activity first. A session that does not change while the caller pages appears exactly once. One whose stored
+   * Last activity first. With `name_contains` a page may be shorter than asked for, or empty, before the last one: a call
+   * looks through so many sessions. A session that does not change while the caller pages appears exactly once. One whose stored
    * state cannot be read is listed with what is known of it, without a model: GetSession answers DATA_LOSS for it.
    *
    * @generated from field: repeated chatbox.v1.Session sessions = 1;
@@ -462,7 +463,8 @@ export declare type ListSessionsResponse = Message<"chatbox.v1.ListSessionsRespo
  */
 export declare type ListSessionsResponseJson = {
   /**
-   * Last activity first. A session that does not change while the caller pages appears exactly once. One whose stored
+   * Last activity first. With `name_contains` a page may be shorter than asked for, or empty, before the last one: a call
+   * looks through so many sessions. A session that does not change while the caller pages appears exactly once. One whose stored
    * state cannot be read is listed with what is known of it, without a model: GetSession answers DATA_LOSS for it.
    *
    * @generated from field: repeated chatbox.v1.Session sessions = 1;
@@ -659,7 +661,7 @@ export declare type ListMessagesResponseJson = {
 export declare const ListMessagesResponseSchema: GenMessage<ListMessagesResponse, {jsonType: ListMessagesResponseJson}>;
 
 /**
- * Asks to rename a session.
+ * Asks to rename a session. The name is not made automatically from then on.
  *
  * @generated from message chatbox.v1.UpdateSessionRequest
  */
@@ -672,7 +674,7 @@ export declare type UpdateSessionRequest = Message<"chatbox.v1.UpdateSessionRequ
   sessionId: string;
 
   /**
-   * The new name, 1 to 100 characters.
+   * The new name, 1 to 100 characters without control characters.
    *
    * @generated from field: string name = 2;
    */
@@ -680,7 +682,7 @@ export declare type UpdateSessionRequest = Message<"chatbox.v1.UpdateSessionRequ
 };
 
 /**
- * Asks to rename a session.
+ * Asks to rename a session. The name is not made automatically from then on.
  *
  * @generated from message chatbox.v1.UpdateSessionRequest
  */
@@ -693,7 +695,7 @@ export declare type UpdateSessionRequestJson = {
   sessionId?: string;
 
   /**
-   * The new name, 1 to 100 characters.
+   * The new name, 1 to 100 characters without control characters.
    *
    * @generated from field: string name = 2;
    */
@@ -1057,7 +1059,7 @@ export declare type CreateShareRequest = Message<"chatbox.v1.CreateShareRequest"
   live: boolean;
 
   /**
-   * When it stops working; absent: never.
+   * When it stops working, within ten years; absent: never.
    *
    * @generated from field: google.protobuf.Timestamp expire_time = 3;
    */
@@ -1092,7 +1094,7 @@ export declare type CreateShareRequestJson = {
   live?: boolean;
 
   /**
-   * When it stops working; absent: never.
+   * When it stops working, within ten years; absent: never.
    *
    * @generated from field: google.protobuf.Timestamp expire_time = 3;
    */
@@ -1126,7 +1128,7 @@ export declare type CreateShareResponse = Message<"chatbox.v1.CreateShareRespons
   share?: Share | undefined;
 
   /**
-   * Shown once, stored as a hash.
+   * Shown once, stored as a hash; the same for a repeated request_id.
    *
    * @generated from field: string secret = 2;
    */
@@ -1147,7 +1149,7 @@ export declare type CreateShareResponseJson = {
   share?: ShareJson;
 
   /**
-   * Shown once, stored as a hash.
+   * Shown once, stored as a hash; the same for a repeated request_id.
    *
    * @generated from field: string secret = 2;
    */
@@ -1442,7 +1444,8 @@ export declare type GetSharedSessionResponse = Message<"chatbox.v1.GetSharedSess
   name: string;
 
   /**
-   * Oldest first.
+   * Oldest first, without who wrote them: the sender has a role and nothing else. A snapshot ends where the session was, and
+   * leaves out a reply that ran at that time.
    *
    * @generated from field: repeated chatbox.v1.Message messages = 2;
    */
@@ -1470,7 +1473,8 @@ export declare type GetSharedSessionResponseJson = {
   name?: string;
 
   /**
-   * Oldest first.
+   * Oldest first, without who wrote them: the sender has a role and nothing else. A snapshot ends where the session was, and
+   * leaves out a reply that ran at that time.
    *
    * @generated from field: repeated chatbox.v1.Message messages = 2;
    */
@@ -2024,7 +2028,8 @@ export declare const ChatCore: GenService<{
     output: typeof EndSessionResponseSchema;
   },
   /**
-   * Make an ended session active again.
+   * Make an ended session active again; one that is active is returned unchanged. FAILED_PRECONDITION SESSION_LIMIT when the
+   * caller has as many active sessions as allowed.
    *
    * @generated from rpc chatbox.v1.ChatCore.ReopenSession
    */
@@ -2045,7 +2050,7 @@ export declare const ChatCore: GenService<{
     output: typeof DeleteSessionResponseSchema;
   },
   /**
-   * Make a link that shows a session to whoever has it.
+   * Make a link that shows a session to whoever has it. RESOURCE_EXHAUSTED TOO_MANY_SHARES beyond 100 that are not revoked.
    *
    * @generated from rpc chatbox.v1.ChatCore.CreateShare
    */
@@ -2075,7 +2080,8 @@ export declare const ChatCore: GenService<{
     output: typeof RevokeShareResponseSchema;
   },
   /**
-   * What a share link shows. The secret stands in for ownership.
+   * What a share link shows. The secret stands in for ownership, and is taken for the bearer token too. NOT_FOUND
+   * SHARE_NOT_FOUND, whatever is wrong with the link.
    *
    * @generated from rpc chatbox.v1.ChatCore.GetSharedSession
    */

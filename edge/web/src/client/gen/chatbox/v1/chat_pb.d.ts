@@ -480,7 +480,9 @@ export declare type ChatRequest_StopJson = {
 export declare const ChatRequest_StopSchema: GenMessage<ChatRequest_Stop, {jsonType: ChatRequest_StopJson}>;
 
 /**
- * Have the last reply generated again; not while one runs or a person holds the session.
+ * Have the last reply generated again, by the model that is selected now; not while one runs (REPLY_RUNNING) or a person
+ * holds the session (SESSION_HELD), and not once somebody has written a message that no reply followed (NOT_LAST_REPLY).
+ * The older one stays in history, linked by `superseded_by`, and no model is shown it again. The ack names the new reply.
  *
  * @generated from message chatbox.v1.ChatRequest.Regenerate
  */
@@ -494,7 +496,9 @@ export declare type ChatRequest_Regenerate = Message<"chatbox.v1.ChatRequest.Reg
 };
 
 /**
- * Have the last reply generated again; not while one runs or a person holds the session.
+ * Have the last reply generated again, by the model that is selected now; not while one runs (REPLY_RUNNING) or a person
+ * holds the session (SESSION_HELD), and not once somebody has written a message that no reply followed (NOT_LAST_REPLY).
+ * The older one stays in history, linked by `superseded_by`, and no model is shown it again. The ack names the new reply.
  *
  * @generated from message chatbox.v1.ChatRequest.Regenerate
  */
@@ -514,7 +518,9 @@ export declare type ChatRequest_RegenerateJson = {
 export declare const ChatRequest_RegenerateSchema: GenMessage<ChatRequest_Regenerate, {jsonType: ChatRequest_RegenerateJson}>;
 
 /**
- * Choose the model that answers from the next reply on.
+ * Choose the model that answers from the next reply on. INVALID_ARGUMENT, and nothing is changed, for one that there is not
+ * for the caller. A session whose model is not for its owner any more takes no messages, PERMISSION_DENIED
+ * MODEL_NOT_ALLOWED, until another is chosen.
  *
  * @generated from message chatbox.v1.ChatRequest.SelectModel
  */
@@ -528,7 +534,9 @@ export declare type ChatRequest_SelectModel = Message<"chatbox.v1.ChatRequest.Se
 };
 
 /**
- * Choose the model that answers from the next reply on.
+ * Choose the model that answers from the next reply on. INVALID_ARGUMENT, and nothing is changed, for one that there is not
+ * for the caller. A session whose model is not for its owner any more takes no messages, PERMISSION_DENIED
+ * MODEL_NOT_ALLOWED, until another is chosen.
  *
  * @generated from message chatbox.v1.ChatRequest.SelectModel
  */
@@ -1537,7 +1545,7 @@ export declare type ChatResponse_Ack = Message<"chatbox.v1.ChatResponse.Ack"> & 
   requestId: string;
 
   /**
-   * The message that was written or stopped.
+   * The message that was written, stopped or started.
    *
    * @generated from field: string message_id = 2;
    */
@@ -1572,7 +1580,7 @@ export declare type ChatResponse_AckJson = {
   requestId?: string;
 
   /**
-   * The message that was written or stopped.
+   * The message that was written, stopped or started.
    *
    * @generated from field: string message_id = 2;
    */

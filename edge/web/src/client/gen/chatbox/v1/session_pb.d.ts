@@ -518,7 +518,7 @@ export declare type Reply = Message$1<"chatbox.v1.Reply"> & {
   model: string;
 
   /**
-   * The messages it answers, oldest first.
+   * The messages it answers, oldest first. Empty when it replaces another message: each message is named by one reply.
    *
    * @generated from field: repeated string answers = 3;
    */
@@ -588,7 +588,7 @@ export declare type ReplyJson = {
   model?: string;
 
   /**
-   * The messages it answers, oldest first.
+   * The messages it answers, oldest first. Empty when it replaces another message: each message is named by one reply.
    *
    * @generated from field: repeated string answers = 3;
    */
@@ -832,6 +832,14 @@ export declare type Entry = Message$1<"chatbox.v1.Entry"> & {
      */
     value: Entry_Erased;
     case: "erased";
+  } | {
+    /**
+     * An ended session takes messages again.
+     *
+     * @generated from field: chatbox.v1.Entry.Reopened reopened = 14;
+     */
+    value: Entry_Reopened;
+    case: "reopened";
   } | { case: undefined; value?: undefined };
 };
 
@@ -931,6 +939,13 @@ export declare type EntryJson = {
    * @generated from field: chatbox.v1.Entry.Erased erased = 13;
    */
   erased?: Entry_ErasedJson;
+
+  /**
+   * An ended session takes messages again.
+   *
+   * @generated from field: chatbox.v1.Entry.Reopened reopened = 14;
+   */
+  reopened?: Entry_ReopenedJson;
 };
 
 /**
@@ -960,7 +975,7 @@ export declare type Entry_ReplyStarted = Message$1<"chatbox.v1.Entry.ReplyStarte
   model: string;
 
   /**
-   * The messages it answers, oldest first.
+   * The messages it answers, oldest first. Empty when it replaces another message: each message is named by one reply.
    *
    * @generated from field: repeated string answers = 3;
    */
@@ -995,7 +1010,7 @@ export declare type Entry_ReplyStartedJson = {
   model?: string;
 
   /**
-   * The messages it answers, oldest first.
+   * The messages it answers, oldest first. Empty when it replaces another message: each message is named by one reply.
    *
    * @generated from field: repeated string answers = 3;
    */
@@ -1440,6 +1455,40 @@ export declare type Entry_EndedJson = {
  * Use `create(Entry_EndedSchema)` to create a new message.
  */
 export declare const Entry_EndedSchema: GenMessage<Entry_Ended, {jsonType: Entry_EndedJson}>;
+
+/**
+ * An ended session takes messages again.
+ *
+ * @generated from message chatbox.v1.Entry.Reopened
+ */
+export declare type Entry_Reopened = Message$1<"chatbox.v1.Entry.Reopened"> & {
+  /**
+   * Who asked for it.
+   *
+   * @generated from field: chatbox.v1.Sender by = 1;
+   */
+  by?: Sender | undefined;
+};
+
+/**
+ * An ended session takes messages again.
+ *
+ * @generated from message chatbox.v1.Entry.Reopened
+ */
+export declare type Entry_ReopenedJson = {
+  /**
+   * Who asked for it.
+   *
+   * @generated from field: chatbox.v1.Sender by = 1;
+   */
+  by?: SenderJson;
+};
+
+/**
+ * Describes the message chatbox.v1.Entry.Reopened.
+ * Use `create(Entry_ReopenedSchema)` to create a new message.
+ */
+export declare const Entry_ReopenedSchema: GenMessage<Entry_Reopened, {jsonType: Entry_ReopenedJson}>;
 
 /**
  * The session's content was destroyed.

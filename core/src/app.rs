@@ -100,15 +100,8 @@ impl App {
         decorate: impl FnOnce(Arc<dyn SessionStore>) -> (Arc<dyn SessionStore>, BusDecorator),
     ) -> anyhow::Result<Self> {
         let ring = Arc::new(KeyRing::from_config(config.keys.primary_id().unwrap_or_default(), config.keys.pairs())?);
-        let key_error = |error| anyhow::anyhow!("token: {error}");
-        let source = keys::source(&config.token).map_err(key_error)?;
-        let verifier = Arc::new(Verifier::new(&config.token, source).map_err(key_error)?);
+        let verifier = verifier(&config).await?;
         let tls = server_tls(&config)?;
-        if let Err(error) = verifier.refresh().await {
-            // A file that cannot be read will not get better; an issuer may come back.
-            anyhow::ensure!(config.token.jwks_file.is_empty(), "token.jwks_file: {error}");
-            tracing::warn!(%error, "token.jwks_url: the key set could not be read, trying again later");
-        }
         let rules = config.alerts.build().map_err(anyhow::Error::msg)?;
         let (tracer, exporter) =
             Tracer::new(&config.telemetry, "chatbox-core").map_err(|error| anyhow::anyhow!(error))?;
@@ -235,12 +228,10 @@ impl App {
         let _stop_when_dropped =
             (leaving.clone().drop_guard(), stop_accepting.clone().drop_guard(), stop.clone().drop_guard());
         let ready = operators::Ready::default();
-
         let background = TaskTracker::new();
         let mut serving = background.spawn(server.serve(grpc, admin, stop_accepting.clone()));
         if let Some(listener) = operators {
-            let serve = operators::serve(listener, metrics.clone(), ready.clone(), stop.clone());
-            background.spawn(serve);
+            background.spawn(operators::serve(listener, metrics.clone(), ready.clone(), stop.clone()));
         }
         if let Some(exporter) = exporter {
             // What is left when everything else has ended is sent, too.
@@ -435,6 +426,19 @@ pub async fn verify_audit(config: &Config) -> anyhow::Result<Audited> {
     let verified = verified.await;
     stores.sessions.close().await;
     verified
+}
+
+/// What verifies tokens, with its keys if they can be had.
+async fn verifier(config: &Config) -> anyhow::Result<Arc<Verifier>> {
+    let key_error = |error| anyhow::anyhow!("token: {error}");
+    let source = keys::source(&config.token).map_err(key_error)?;
+    let verifier = Arc::new(Verifier::new(&config.token, source).map_err(key_error)?);
+    if let Err(error) = verifier.refresh().await {
+        // A file that cannot be read will not get better; an issuer may come back.
+        anyhow::ensure!(config.token.jwks_file.is_empty(), "token.jwks_file: {error}");
+        tracing::warn!(%error, "token.jwks_url: the key set could not be read, trying again later");
+    }
+    Ok(verifier)
 }
 
 async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {

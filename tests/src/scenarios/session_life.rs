@@ -184,7 +184,7 @@ async fn a_session_is_renamed_found_ended_and_brought_back_while_every_device_se
         assert_eq!((back.status(), back.name.as_str()), (SessionStatus::Active, "Grüße aus Kiel"));
         entry(&mut client, "its return", |entry| matches!(entry.kind, Some(Kind::Reopened(_))).then_some(())).await;
         client.say("m2", "still there?").await.unwrap();
-        assert_eq!(client.reply().await.unwrap().finished.text.is_empty(), false);
+        assert!(!client.reply().await.unwrap().finished.text.is_empty());
         // One active session is the rule: this one, or another.
         core.end_session(EndSessionRequest { session_id: session_id.clone() }).await.unwrap();
         let mut second = stack.connect(transport, &user).await.unwrap();

@@ -6,7 +6,12 @@
 
 use chatbox_proto::{ids::MessageId, status::Failure};
 
-use super::{Room, flight::Outcome, live::LiveReply, write::Op};
+use super::{
+    Room,
+    flight::Outcome,
+    live::LiveReply,
+    write::{Op, Write},
+};
 use crate::{
     domain::{
         decide::Rejection,
@@ -40,6 +45,14 @@ impl Room {
                 self.shared.metrics.limited(reason(&failure));
                 Verdict::Refused(failure)
             }
+        }
+    }
+
+    /// The budgets have been asked.
+    pub(super) fn admitted(&mut self, write: Option<Write>, room: Result<(), Failure>) {
+        if let Some(write) = write {
+            let verdict = room.map_or_else(Verdict::Refused, |()| Verdict::Admitted);
+            self.writes.push_front(Write { verdict, ..write });
         }
     }
 

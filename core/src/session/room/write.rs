@@ -68,12 +68,12 @@ pub(super) struct Write {
     pub(super) op: Op,
     pub(super) origin: Origin,
     /// Of whoever asks, where a model answers them.
-    roles: Option<Roles>,
+    pub(super) roles: Option<Roles>,
     /// Idempotency of the call behind it.
     pub(super) request: Option<RequestKey>,
     /// What goes ahead of it is written.
     pub(super) prepared: bool,
-    verdict: Verdict,
+    pub(super) verdict: Verdict,
     pub(super) rounds: u32,
     /// How often the core that runs the reply was asked to end it first.
     pub(super) asked: u32,
@@ -327,12 +327,7 @@ impl Room {
             Outcome::Prepared(result) => self.prepared(write, result),
             Outcome::Alive => self.acquit(),
             Outcome::Asked(asked) => self.asked_first(write, asked),
-            Outcome::Admitted(room) => {
-                if let Some(write) = write {
-                    let verdict = room.map_or_else(Verdict::Refused, |()| Verdict::Admitted);
-                    self.writes.pending.push_front(Write { verdict, ..write });
-                }
-            }
+            Outcome::Admitted(room) => self.admitted(write, room),
             Outcome::Failed(error) => {
                 self.shared.metrics.appended("failed");
                 self.shared.count(&error);

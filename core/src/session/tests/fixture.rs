@@ -270,7 +270,7 @@ impl Core {
 
     /// Opens the active session with a token of these roles.
     pub(crate) async fn open_as(&self, user: &str, roles: &[Role]) -> Client {
-        self.join(sender(user), None, None, None, "", roles.iter().copied().collect()).await.unwrap()
+        self.join((sender(user), roles.iter().copied().collect()), None, None, None, "").await.unwrap()
     }
 
     pub(crate) async fn attach(
@@ -292,17 +292,16 @@ impl Core {
         reply: Option<(MessageId, u32)>,
         model: &str,
     ) -> Result<Client, Failure> {
-        self.join(sender, session, after_seq, reply, model, Roles::default()).await
+        self.join((sender, [Role::User].into_iter().collect()), session, after_seq, reply, model).await
     }
 
     async fn join(
         &self,
-        sender: Sender,
+        (sender, roles): (Sender, Roles),
         session: Option<SessionId>,
         after_seq: Option<u64>,
         reply: Option<(MessageId, u32)>,
         model: &str,
-        roles: Roles,
     ) -> Result<Client, Failure> {
         let queue = Queue::new(QueueLimits { events: 256, bytes: 1024 * 1024, merge: std::time::Duration::ZERO });
         let events = QueueStream::new(queue.clone());

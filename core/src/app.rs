@@ -132,7 +132,7 @@ impl App {
             budgets: budgets(&config, kept, &models, &metrics),
             quota: quota.clone(),
             store: store.clone(),
-            handoffs,
+            handoffs: handoffs.clone(),
             shares: shares.clone(),
             bus: peers.bus.clone(),
             models: models.clone(),
@@ -145,7 +145,7 @@ impl App {
         let alerts = Alerts::new(outbox, Arc::new(directory.clone()), rules, call, metrics.clone());
         let sessions = Sessions::new(directory.clone());
         let generator = Generator::new(models.clone());
-        let watched = Watched { alerts, models: models.clone(), metrics: metrics.clone() };
+        let watched = Watched { alerts, models: models.clone(), metrics: metrics.clone(), handoffs: handoffs.clone() };
         let services = Services {
             shares: Shares::new(sessions.clone(), shares),
             sessions,

@@ -1,7 +1,12 @@
 //! What operators are told of: looked for once a second, and raised until the store has it.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
+use chatbox_proto::ids::SessionId;
 use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior, interval},
@@ -15,7 +20,7 @@ use crate::{
     metrics::Metrics,
     notify::AlertEvent,
     session::alerts::{Alerts, Occurrence, Starts},
-    store::SessionStore,
+    store::{HandoffStore, SessionStore},
 };
 
 const LOOK: Duration = Duration::from_secs(1);
@@ -29,6 +34,7 @@ pub(super) struct Watched {
     pub(super) alerts: Alerts,
     pub(super) models: Models,
     pub(super) metrics: Metrics,
+    pub(super) handoffs: Arc<dyn HandoffStore>,
 }
 
 /// Starts the watcher and the deliveries. Both end when the core begins to leave: what is not delivered by then stays in the
@@ -60,6 +66,9 @@ struct Watch {
     alerts: Alerts,
     models: Models,
     metrics: Metrics,
+    handoffs: Arc<dyn HandoffStore>,
+    /// Those who wait and are in the outbox, since when.
+    helped: HashMap<SessionId, Timestamp>,
     starts: Starts,
     /// Whether the store answers.
     stored: watch::Receiver<bool>,
@@ -80,12 +89,14 @@ struct Outage {
 
 impl Watch {
     fn new(watched: Watched, starts: Starts, stored: watch::Receiver<bool>, settings: AlertsConfig) -> Self {
-        let Watched { alerts, models, metrics } = watched;
+        let Watched { alerts, models, metrics, handoffs } = watched;
         let refused = (Instant::now(), metrics.refused.get());
         Self {
             alerts,
             models,
             metrics,
+            handoffs,
+            helped: HashMap::new(),
             starts,
             stored,
             settings,
@@ -112,6 +123,7 @@ impl Watch {
             self.providers();
             self.refusals();
             self.store().await;
+            self.help().await;
             self.raise().await;
         }
     }
@@ -119,6 +131,20 @@ impl Watch {
     fn note(&mut self, event: AlertEvent, detail: String, at: Timestamp) {
         if self.alerts.wants(event) && self.waiting.len() < WAITING {
             self.waiting.push(Occurrence { event, entry: None, detail, at });
+        }
+    }
+
+    /// Those who wait for a person.
+    async fn help(&mut self) {
+        if !self.alerts.wants(AlertEvent::HelpRequested) {
+            return;
+        }
+        let raised = match self.alerts.waiting(&*self.handoffs).await {
+            Ok(waiting) => self.alerts.raise_help(&waiting, &mut self.helped).await.map(drop),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = raised {
+            tracing::warn!(error = &error as &dyn std::error::Error, "requests for help could not be looked at");
         }
     }
 

@@ -8,7 +8,13 @@ use std::{
 use axum::{Router, http::HeaderMap, routing::post};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use chatbox_core::config::{ChannelConfig, ChannelKind, ProviderConfig, RuleConfig, SecurityConfig, ServerConfig};
-use chatbox_proto::{token::Secret, v1::FinishReason};
+use chatbox_proto::{
+    token::Secret,
+    v1::{
+        FinishReason,
+        chat_request::{Frame, Open, RequestHelp},
+    },
+};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde_json::{Value, json};
 use sha2::Sha256;
@@ -16,7 +22,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 
 use super::routing::{add, ask, model, patient};
 use crate::harness::{
-    client::Transport,
+    client::{Answer, Transport},
     ports::free_port,
     provider::{Dialect, Provider, Script},
     smtp::{MailServer, PASSWORD, USER},
@@ -199,4 +205,34 @@ async fn what_a_mail_server_refuses_for_now_stays_in_the_outbox_with_its_reason(
     stack.start_core().await.unwrap();
     mail.wait_for_mails(1).await.unwrap();
     stack.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_visitor_who_asks_for_a_person_is_told_of_by_one_mail_over_a_restart() {
+    let mail = MailServer::start().await.unwrap();
+    let mut setup = Setup::new().unwrap();
+    setup.core.alerts.channels = [("mail".to_owned(), channel(vec![server("localhost", mail.port(), &mail)]))].into();
+    setup.core.alerts.rules = [("help_requested".to_owned(), rule(&["mail"]))].into();
+    "https://chat.example.org/admin/{session}".clone_into(&mut setup.core.alerts.link);
+    let mut stack = Stack::start(setup).await.unwrap();
+    let mut alice = stack.connect(Transport::Grpc, "alice").await.unwrap();
+    let session = alice.open(Open::default()).await.unwrap().session.unwrap();
+    let reason = "my parcel is lost\r\nBcc: everybody@example.org".to_owned();
+    let ask = || Frame::RequestHelp(RequestHelp { reason: reason.clone() });
+    for _ in 0..2 {
+        assert!(matches!(alice.request(ask()).await.unwrap(), Answer::Ack(_)));
+    }
+    let mails = mail.wait_for_mails(1).await.unwrap();
+    assert_eq!(header(&mails[0], "Subject"), "A visitor asks for a person");
+    assert_eq!(header(&mails[0], "X-RcptTo"), "ops@example.org, night@example.org");
+    assert!(mails[0].contains("alice asks for a person") && mails[0].contains(&session.session_id), "{}", mails[0]);
+    // She waits still; the core that starts looks at all who wait, her first.
+    stack.restart_core().await.unwrap();
+    let mut bob = stack.connect(Transport::Grpc, "bob").await.unwrap();
+    bob.open(Open::default()).await.unwrap();
+    assert!(matches!(bob.request(ask()).await.unwrap(), Answer::Ack(_)));
+    let mails = mail.wait_for_mails(2).await.unwrap();
+    assert_eq!(mails.iter().filter(|mail| mail.contains("bob asks for a person")).count(), 1);
+    stack.shutdown().await.unwrap();
+    assert_eq!(mail.mails().unwrap().len(), 2);
 }

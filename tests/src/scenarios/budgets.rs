@@ -193,7 +193,7 @@ async fn heavy_a_row_is_the_sum_of_its_settlements_whoever_dies_in_mid_reply() {
     for subject in ["user:alice", "role:user"] {
         let row = world.row(subject, 2).await;
         assert_eq!((row.total().tokens, row.estimated), (told(&stored), 1), "{subject}");
-        assert!(row.total().tokens > 10);
+        assert!(row.total().tokens > 0);
     }
     // Nobody is left, and both come back.
     let mut second = world.cores.connect(1, "alice").await.unwrap();

@@ -98,6 +98,7 @@ fn every_write_of_the_store_has_its_failpoints() {
     let reads = [
         "session",
         "active_session",
+        "active_sessions",
         "list_sessions",
         "find_append",
         "find_message",

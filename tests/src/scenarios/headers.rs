@@ -58,7 +58,7 @@ async fn every_answer_has_the_security_headers_whatever_its_status() {
         (405, &alice, Method::PUT, "/api/v1/models", None),
         (413, &alice, Method::POST, "/api/v1/sessions", Some(big)),
         (426, &alice, Method::GET, "/ws", None),
-        (501, &alice, Method::DELETE, unknown, None),
+        (404, &alice, Method::DELETE, unknown, None),
     ];
     for (status, http, method, path, body) in cases {
         let what = format!("{status} {method} {path}");

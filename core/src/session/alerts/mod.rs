@@ -30,8 +30,14 @@ use crate::{
     domain::{entry::Seq, time::Timestamp},
     metrics::Metrics,
     notify::{AlertEvent, Channel, quiet::QuietHours, template::Template},
-    store::outbox::{AlertId, AlertRow, AlertState, OutboxStore},
+    store::{
+        HandoffRow, HandoffStore, Stage,
+        outbox::{AlertId, AlertRow, AlertState, OutboxStore},
+    },
 };
+
+/// Of those who wait, longest first, as many are looked at.
+const LOOKED_AT: u32 = 1_000;
 
 /// What is told to whom.
 #[derive(Debug, Clone)]
@@ -92,6 +98,10 @@ pub struct HelpFacts {
 pub trait HelpReader: Send + Sync + std::fmt::Debug + 'static {
     /// The request for help in an entry. `None` when there is none, or no session any more.
     async fn help(&self, session: SessionId, seq: Seq) -> Result<Option<HelpFacts>, SessionError>;
+
+    /// The entry of the latest request for help in a session, if it was made at `since` or later. `None` while it is not in
+    /// the log yet, or no longer can be found near its end.
+    async fn requested(&self, session: SessionId, since: Timestamp) -> Result<Option<Seq>, SessionError>;
 }
 
 /// The alerts of one core. Cheap to clone.
@@ -152,6 +162,56 @@ impl Alerts {
             self.inner.wake.notify_one();
         }
         Ok(new)
+    }
+}
+
+impl Alerts {
+    /// Raises the requests for help of those who wait, and notes in `seen` which of them it has; says how many are new. Every
+    /// core looks at all of them, so that the death of one between the request and this is made up for by any other.
+    ///
+    /// # Errors
+    /// Failures of the store; what was not seen is looked at again.
+    pub async fn raise_help(
+        &self,
+        waiting: &[HandoffRow],
+        seen: &mut HashMap<SessionId, Timestamp>,
+    ) -> Result<usize, SessionError> {
+        let mut new = 0;
+        let mut still = HashMap::new();
+        let mut failed = Ok(());
+        for row in waiting {
+            let Stage::Waiting { since } = row.stage else { continue };
+            if seen.get(&row.session_id) != Some(&since) && failed.is_ok() {
+                match self.raise_one(row.session_id, since).await {
+                    Ok(Some(raised)) => new += raised,
+                    Ok(None) => continue,
+                    Err(error) => {
+                        failed = Err(error);
+                        continue;
+                    }
+                }
+            }
+            if failed.is_ok() || seen.contains_key(&row.session_id) {
+                still.insert(row.session_id, since);
+            }
+        }
+        *seen = still;
+        failed.map(|()| new)
+    }
+
+    async fn raise_one(&self, session: SessionId, since: Timestamp) -> Result<Option<usize>, SessionError> {
+        let Some(seq) = self.inner.reader.requested(session, since).await? else { return Ok(None) };
+        let (event, entry) = (AlertEvent::HelpRequested, Some((session, seq)));
+        let occurrence = Occurrence { event, entry, detail: String::new(), at: since };
+        self.raise(&occurrence).await.map(Some)
+    }
+
+    /// The rows of those who wait, as many as one look takes.
+    ///
+    /// # Errors
+    /// Failures of the store.
+    pub async fn waiting(&self, handoffs: &dyn HandoffStore) -> Result<Vec<HandoffRow>, SessionError> {
+        self.inner.call(handoffs.waiting(LOOKED_AT)).await
     }
 }
 

@@ -7,7 +7,7 @@ use super::*;
 use crate::{
     notify::{DeliveryError, Message},
     store::{
-        StoreError, Stores,
+        HandoffRow, Stage, StoreError, Stores,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -45,6 +45,10 @@ struct Reader(Option<HelpFacts>);
 impl HelpReader for Reader {
     async fn help(&self, _: SessionId, _: Seq) -> Result<Option<HelpFacts>, SessionError> {
         Ok(self.0.clone())
+    }
+
+    async fn requested(&self, _: SessionId, _: Timestamp) -> Result<Option<Seq>, SessionError> {
+        Ok(self.0.as_ref().map(|_| 3))
     }
 }
 
@@ -247,6 +251,24 @@ async fn without_the_outbox_people_are_told_as_well_as_it_goes() {
     assert!(core.raise(&occurrence).await.is_err());
     core.tell_now(&occurrence).await;
     assert_eq!(scene.channel.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn who_waits_for_a_person_is_told_of_once_however_often_and_wherever_it_is_seen() {
+    let scene = Scene::new();
+    let (one, other) = (scene.core(), scene.core());
+    let session = SessionId::generate();
+    let (mut seen, mut elsewhere) = (HashMap::new(), HashMap::new());
+    let row = |mark| HandoffRow { session_id: session, stage: Stage::Waiting { since: Timestamp::now() }, mark };
+    let rows = [row(1)];
+    assert_eq!(one.raise_help(&rows, &mut seen).await.unwrap(), 1);
+    assert_eq!(one.raise_help(&rows, &mut seen).await.unwrap(), 0);
+    assert_eq!(other.raise_help(&[HandoffRow { mark: 2, ..rows[0] }], &mut elsewhere).await.unwrap(), 0);
+    assert_eq!(seen.len(), 1);
+    // Who no longer waits is forgotten.
+    one.raise_help(&[], &mut seen).await.unwrap();
+    assert_eq!(seen.len(), 0);
+    assert_eq!(scene.rows(AlertState::Waiting).await.len(), 1);
 }
 
 #[tokio::test]

@@ -121,7 +121,7 @@ impl Place {
             folder,
             handoffs,
             audit: beside.clone(),
-            shares: beside,
+            shares: Arc::new(super::shares::Timeless(beside)),
             budgets: BudgetLimits::default(),
             quota: QuotaLimits { messages_per_minute: 0, replies: 1_000 },
             lapse: Duration::from_secs(10),

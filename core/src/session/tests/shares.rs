@@ -1,14 +1,62 @@
 //! Share links: who sees what, for how long.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use chatbox_proto::{ids::SessionId, status::Failure};
+use async_trait::async_trait;
+use chatbox_proto::{
+    ids::{SessionId, ShareId},
+    status::Failure,
+};
 
-use super::fixture::{Client, Core, sender};
+use super::{
+    fixture::{Client, Core, sender},
+    shared::held,
+};
 use crate::{
     domain::time::Timestamp,
     session::{Frame, NewShare, Shares},
+    store::{
+        RequestKey, ShareStore, StoreError,
+        shares::{Share, ShareCreated, ShareRevoked},
+    },
 };
+
+/// Links whose store stands outside of a paused clock.
+#[derive(Debug)]
+pub(crate) struct Timeless(pub(crate) Arc<dyn ShareStore>);
+
+#[async_trait]
+impl ShareStore for Timeless {
+    async fn create_share(
+        &self,
+        share: Share,
+        request: Option<RequestKey>,
+        limit: u32,
+    ) -> Result<ShareCreated, StoreError> {
+        held(self.0.create_share(share, request, limit)).await
+    }
+
+    async fn share(&self, id: ShareId) -> Result<Option<Share>, StoreError> {
+        held(self.0.share(id)).await
+    }
+
+    async fn shares(
+        &self,
+        session_id: SessionId,
+        before: Option<ShareId>,
+        limit: u32,
+    ) -> Result<Vec<Share>, StoreError> {
+        held(self.0.shares(session_id, before, limit)).await
+    }
+
+    async fn revoke_share(&self, session_id: SessionId, id: ShareId) -> Result<ShareRevoked, StoreError> {
+        held(self.0.revoke_share(session_id, id)).await
+    }
+
+    async fn remove_shares(&self, session_id: SessionId) -> Result<u64, StoreError> {
+        held(self.0.remove_shares(session_id)).await
+    }
+}
 
 fn shares(core: &Core) -> Shares {
     Shares::new(core.sessions.clone(), core.place.shares.clone())

@@ -42,7 +42,7 @@ impl Sessions {
     }
 
     /// As [`list`](Self::list), those whose name contains this text, compared without case. Names are sealed, so that each
-    /// has to be opened: a call looks through [`SEARCHED`] sessions, and the page after it goes on behind them.
+    /// has to be opened: a call looks through 2,000 sessions, and the page after it goes on behind them.
     ///
     /// # Errors
     /// Failures of the store.

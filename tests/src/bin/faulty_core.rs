@@ -1,6 +1,6 @@
 //! Core with a store that dies or lies, or a bus that lies: `chatbox-core`'s own app and settings, and
-//! [`FaultyStore`](chatbox_tests::checker::faulty::FaultyStore) around its store,
-//! [`FaultyBus`](chatbox_tests::checker::faulty::FaultyBus) around its bus.
+//! [`FaultyStore`] around its store,
+//! [`FaultyBus`] around its bus.
 
 use std::{path::PathBuf, sync::Arc};
 

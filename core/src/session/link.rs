@@ -129,11 +129,6 @@ impl Link {
         if self.bus.has_peers() { Some(self.bus.subscribe(&self.topic).await) } else { None }
     }
 
-    /// There are others, and they cannot be heard now.
-    pub(super) fn is_cut_off(&self) -> bool {
-        is_cut_off(&*self.bus)
-    }
-
     /// Tells the others about entries that the store has confirmed.
     pub(super) fn publish_document(&self, document: &LogDocument) {
         if !self.bus.has_peers() {

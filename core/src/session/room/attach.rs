@@ -236,8 +236,9 @@ pub(super) fn typing(sender: &Sender, active: bool) -> Bytes {
 impl Room {
     pub(super) fn attach(&mut self, attach: Attach) {
         self.sweep_subscribers();
-        if self.link.is_cut_off() {
-            // Nothing is heard of what others write: who opens is told what the store has now.
+        if self.shared.store.is_shared() {
+            // What others have written and acknowledged may not have been heard of here, or was lost on the way: who opens is
+            // told what the store has now.
             self.stale_since = Some(Instant::now());
         }
         let refusal = if self.state.erased {

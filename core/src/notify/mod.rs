@@ -5,6 +5,7 @@
 //! encodes it by its own rules (MIME, form, JSON), so that it stays text.
 
 pub mod address;
+mod outgoing;
 pub mod quiet;
 pub mod sms;
 pub mod smtp;
@@ -99,15 +100,6 @@ impl DeliveryError {
             408 | 425 | 429 | 500..=599 => Self::Temporary { reason, retry_after },
             _ => Self::Permanent(reason),
         }
-    }
-}
-
-/// How long the other side asks to be left alone: seconds or a date (RFC 9110, 10.2.3).
-pub(crate) fn retry_after(headers: &reqwest::header::HeaderMap) -> Option<Duration> {
-    let value = headers.get(reqwest::header::RETRY_AFTER)?.to_str().ok()?.trim();
-    match value.parse() {
-        Ok(seconds) => Some(Duration::from_secs(seconds)),
-        Err(_) => httpdate::parse_http_date(value).ok()?.duration_since(std::time::SystemTime::now()).ok(),
     }
 }
 

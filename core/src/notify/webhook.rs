@@ -1,25 +1,19 @@
 //! Webhooks, signed as Standard Webhooks 1.0.0 says: `webhook-id`, `webhook-timestamp` and `webhook-signature`, which is
 //! HMAC-SHA256 over `{id}.{timestamp}.{body}`. Receivers drop repeated ids and old times.
 
-use std::{sync::Arc, time::Duration};
-
 use async_trait::async_trait;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use chatbox_proto::token::Secret;
 use hmac::{Hmac, KeyInit as _, Mac as _};
-use reqwest::{Client, Url, header::CONTENT_TYPE, redirect};
+use reqwest::{Client, Url, header::CONTENT_TYPE};
 use serde_json::json;
 use sha2::Sha256;
 
 use super::{
-    Channel, DeliveryError, Message,
-    address::{self, PublicResolver},
-    retry_after,
+    Channel, DeliveryError, Message, address,
+    outgoing::{client, send},
 };
 use crate::domain::time::Timestamp;
-
-/// Connection and answer together.
-const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One receiver.
 #[derive(Debug)]
@@ -49,37 +43,6 @@ impl Webhook {
     }
 }
 
-/// No redirects (they could lead anywhere), no proxy from the environment, and unless it is allowed no address that is not
-/// public.
-pub(super) fn client(url: &Url, allow_private: bool) -> Result<Client, reqwest::Error> {
-    let mut builder = Client::builder()
-        .redirect(redirect::Policy::none())
-        .no_proxy()
-        .timeout(TIMEOUT)
-        .pool_max_idle_per_host(0)
-        .user_agent(concat!("chatbox/", env!("CARGO_PKG_VERSION")));
-    if !allow_private {
-        builder = builder.dns_resolver(Arc::new(PublicResolver)).https_only(true);
-    }
-    // A plain URL must work on a machine without certificates, so theirs are not loaded for it.
-    if url.scheme() == "http" {
-        builder = builder.tls_certs_only([]);
-    }
-    builder.build()
-}
-
-/// What a transport failure may be called: reqwest's own text holds the URL.
-pub(super) fn failure(error: &reqwest::Error) -> DeliveryError {
-    let what = if error.is_timeout() {
-        "no answer in time"
-    } else if error.is_connect() {
-        "no connection, or the address is not allowed"
-    } else {
-        "the connection broke"
-    };
-    DeliveryError::temporary(what)
-}
-
 #[async_trait]
 impl Channel for Webhook {
     async fn deliver(&self, message: &Message) -> Result<(), DeliveryError> {
@@ -93,24 +56,15 @@ impl Channel for Webhook {
         })
         .to_string();
         let now = Timestamp::now().millis() / 1_000;
-        let answer = self
+        let request = self
             .client
             .post(self.url.clone())
             .header(CONTENT_TYPE, "application/json")
             .header("webhook-id", &message.id)
             .header("webhook-timestamp", now)
             .header("webhook-signature", self.signature(&message.id, now, &body))
-            .body(body)
-            .send()
-            .await
-            .map_err(|error| failure(&error))?;
-        // The body is not read: what counts is the status.
-        let status = answer.status();
-        if status.is_success() {
-            return Ok(());
-        }
-        let wait = retry_after(answer.headers());
-        Err(DeliveryError::of_status(status.as_u16(), wait))
+            .body(body);
+        send(request).await
     }
 }
 
